@@ -1,0 +1,3 @@
+//! forkd-agent: PID 1 in the guest
+
+fn main() {}

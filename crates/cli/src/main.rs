@@ -1,0 +1,3 @@
+//! forkd: the command line
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! forkd-controller: HTTP, auth, audit, metrics, configuration, composition

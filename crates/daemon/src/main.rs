@@ -1,0 +1,3 @@
+//! forkd-controller, the daemon of one node.
+
+fn main() {}

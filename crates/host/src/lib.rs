@@ -1,0 +1,1 @@
+//! owned Linux resources: processes, sparse files, namespaces, cgroups; the fence around syscalls

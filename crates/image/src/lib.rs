@@ -1,0 +1,1 @@
+//! builds what a guest boots: kernel, initramfs, read-only root

@@ -1,0 +1,1 @@
+//! the heart: lifecycle machine, one task per sandbox, records, recovery, guest client

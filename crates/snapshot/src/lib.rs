@@ -1,0 +1,1 @@
+//! the store: manifest, lineage, publish, layers, garbage collection

@@ -1,0 +1,1 @@
+//! Messages of the process service (E2B's `process.Process`, Connect JSON).
