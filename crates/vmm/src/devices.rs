@@ -1,0 +1,1 @@
+//! The machine's devices, one directory each with the same file names.

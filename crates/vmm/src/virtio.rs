@@ -1,0 +1,1 @@
+//! The virtio-mmio transport and checked queues, shared by every virtio device.
