@@ -6,4 +6,5 @@
 
 pub mod agent;
 pub mod id;
+pub mod layer;
 pub mod link;
