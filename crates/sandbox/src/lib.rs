@@ -1,1 +1,16 @@
-//! the heart: lifecycle machine, one task per sandbox, records, recovery, guest client
+//! The heart: snapshots, templates and sandboxes of one node.
+//!
+//! A sandbox is a value with a state; a pure function decides what to do next; one task does it with owned host
+//! resources; a record on disk lets the same function carry on after a crash. Nothing here knows HTTP
+//! routes, tokens or users.
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod guest;
+pub mod limits;
+mod node;
+pub mod spec;
+pub mod view;
+
+pub use error::Error;
+pub use node::Node;

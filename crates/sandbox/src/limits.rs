@@ -1,0 +1,44 @@
+//! Every bound of the heart, in one place.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// RAM of a machine and memory limit of a sandbox, MiB.
+pub const MEMORY_MIB: RangeInclusive<u64> = 64..=256 * 1024;
+
+/// Virtual CPUs of a machine.
+pub const VCPUS: RangeInclusive<u64> = 1..=32;
+
+/// Forks in one request.
+pub const FORKS: RangeInclusive<u64> = 1..=1000;
+
+/// Environment and metadata of one request, bytes together. An `execve` in the guest allows 128 KiB per string.
+pub const ENV_BYTES: usize = 64 * 1024;
+
+/// From the start of a boot to the agent's first answer. Software emulation on a loaded machine
+/// needs many times the five seconds it takes on an idle one.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A warm-up, such as importing a large library under software emulation.
+pub const WARM_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// From the fork request to the last guest's answer.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// One attempt to reach an agent that should be there.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Freezing a VM into files; bounded by writing all of memory to a slow disk.
+pub const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a killed VM process may take to be gone.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ended sandboxes the node still tells about.
+pub const ENDED_KEPT: usize = 256;
+
+/// Host memory left untouched when a VM is admitted, MiB: below it the node would begin to swap or kill.
+pub const MEMORY_FLOOR_MIB: u64 = 128;
+
+/// Disk left untouched when a snapshot is written, bytes.
+pub const DISK_FLOOR_BYTES: u64 = 256 * 1024 * 1024;

@@ -1,0 +1,58 @@
+//! Ranges are inclusive at both ends.
+
+use super::*;
+
+fn tag() -> Tag {
+    Tag::new("t").unwrap()
+}
+
+fn image() -> ImageFiles {
+    ImageFiles {
+        name: "i".into(),
+        digest: "d".into(),
+        kernel: "/k".into(),
+        initramfs: "/i".into(),
+        rootfs: "/r".into(),
+    }
+}
+
+#[test]
+fn fork_counts() {
+    for (n, ok) in [(0, false), (1, true), (1000, true), (1001, false)] {
+        assert_eq!(ForkRequest::new(tag(), n).validate().is_ok(), ok, "{n}");
+    }
+}
+
+#[test]
+fn machine_sizes() {
+    for (memory_mib, vcpus, ok) in [
+        (63, 1, false),
+        (64, 1, true),
+        (262_144, 32, true),
+        (262_145, 1, false),
+        (64, 0, false),
+        (64, 33, false),
+    ] {
+        let request = SnapshotRequest {
+            memory_mib,
+            vcpus,
+            ..SnapshotRequest::new(tag(), image())
+        };
+        assert_eq!(request.validate().is_ok(), ok, "{memory_mib} {vcpus}");
+    }
+}
+
+#[test]
+fn environment_names_and_size() {
+    for (key, ok) in [("A", true), ("", false), ("A=B", false), ("A\0", false)] {
+        let mut request = ForkRequest::new(tag(), 1);
+        request.env.insert(key.into(), "v".into());
+        assert_eq!(request.validate().is_ok(), ok, "{key:?}");
+    }
+    let mut request = ForkRequest::new(tag(), 1);
+    request
+        .metadata
+        .insert("k".into(), "v".repeat(limits::ENV_BYTES));
+    let text = request.validate().unwrap_err().to_string();
+    assert!(text.contains("at most"), "{text}");
+}
