@@ -1,6 +1,10 @@
 //! The one place of xtask that prints.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks"
+)]
 
 use std::error::Error;
 use std::io::Write as _;

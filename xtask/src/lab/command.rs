@@ -6,11 +6,24 @@ use std::process::{Command, Stdio};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("could not start {program}; {remedy}")]
-    Start { program: String, remedy: &'static str, #[source] source: std::io::Error },
+    Start {
+        program: String,
+        remedy: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{program} failed with {status}:\n{stderr}")]
-    Failed { program: String, status: std::process::ExitStatus, stderr: String },
+    Failed {
+        program: String,
+        status: std::process::ExitStatus,
+        stderr: String,
+    },
     #[error("could not use {path}")]
-    File { path: PathBuf, #[source] source: std::io::Error },
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl Error {
@@ -26,12 +39,20 @@ pub(crate) fn run(command: &mut Command, remedy: &'static str) -> Result<Vec<u8>
     let output = command
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| Error::Start { program: program.clone(), remedy, source })?;
+        .map_err(|source| Error::Start {
+            program: program.clone(),
+            remedy,
+            source,
+        })?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let tail: Vec<&str> = stderr.lines().rev().take(30).collect();
         let stderr = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-        return Err(Error::Failed { program, status: output.status, stderr });
+        return Err(Error::Failed {
+            program,
+            status: output.status,
+            stderr,
+        });
     }
     Ok(output.stdout)
 }

@@ -53,7 +53,12 @@ pub(crate) fn unpack(cache: &Path, package: &str) -> Result<PathBuf, Error> {
     let download = cache.join(format!("{package}.download"));
     fs::remove_dir_all(&download).ok();
     fs::create_dir_all(download.join("root")).map_err(Error::file(&download))?;
-    run(Command::new("apt-get").args(["-qq", "download", package]).current_dir(&download), APT)?;
+    run(
+        Command::new("apt-get")
+            .args(["-qq", "download", package])
+            .current_dir(&download),
+        APT,
+    )?;
     let deb = fs::read_dir(&download)
         .map_err(Error::file(&download))?
         .filter_map(Result::ok)
@@ -61,7 +66,10 @@ pub(crate) fn unpack(cache: &Path, package: &str) -> Result<PathBuf, Error> {
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .unwrap_or_else(|| download.join(format!("{package}.deb")));
     run(
-        Command::new("dpkg-deb").arg("-x").arg(&deb).arg(download.join("root")),
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(&deb)
+            .arg(download.join("root")),
         "install the package dpkg",
     )?;
     fs::rename(download.join("root"), &root).map_err(Error::file(&root))?;
@@ -71,7 +79,10 @@ pub(crate) fn unpack(cache: &Path, package: &str) -> Result<PathBuf, Error> {
 
 /// The package the meta package stands for today.
 fn resolve() -> Result<String, Error> {
-    let listing = run(Command::new("apt-cache").args(["depends", META_PACKAGE]), APT)?;
+    let listing = run(
+        Command::new("apt-cache").args(["depends", META_PACKAGE]),
+        APT,
+    )?;
     let listing = String::from_utf8_lossy(&listing);
     let package = listing
         .lines()
@@ -126,5 +137,9 @@ fn dependencies(module: &Path) -> Result<Vec<String>, Error> {
     let value = &bytes[at + NOTE.len()..];
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(0);
     let value = String::from_utf8_lossy(&value[..end]);
-    Ok(value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    Ok(value
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect())
 }
