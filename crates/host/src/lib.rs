@@ -1,1 +1,7 @@
-//! owned Linux resources: processes, sparse files, namespaces, cgroups; the fence around syscalls
+//! Owned Linux resources: processes, sparse files, namespaces, cgroups. The fence around system calls.
+//!
+//! Blocking, without an async runtime: async callers come through a thread that may block. Nothing
+//! here knows snapshots, sandboxes or engines.
+
+pub mod file;
+pub mod sparse;
