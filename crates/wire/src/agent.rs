@@ -9,7 +9,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+mod bytes64;
+pub mod connect;
+pub mod filesystem;
 pub mod process;
+
+use connect::Code;
 
 /// The vsock port the agent listens on.
 pub const AGENT_PORT: u32 = 49983;
@@ -121,6 +126,17 @@ fn default_language() -> String {
     "python".to_owned()
 }
 
+impl ResumeRequest {
+    /// The fresh entropy as bytes, or what is wrong with it.
+    pub fn entropy_bytes(&self) -> Result<Vec<u8>, String> {
+        let bytes = bytes64::decode(&self.entropy).map_err(|error| error.to_string())?;
+        match bytes.len() {
+            32..=512 => Ok(bytes),
+            len => Err(format!("{len} bytes of entropy; 32 to 512 are needed")),
+        }
+    }
+}
+
 /// What the code came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,4 +171,14 @@ pub struct ConnectError {
     /// What went wrong and what would help.
     #[serde(default)]
     pub message: String,
+}
+
+impl ConnectError {
+    /// An error of `code`.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code: code.name().to_owned(),
+            message: message.into(),
+        }
+    }
 }
