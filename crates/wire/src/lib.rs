@@ -9,3 +9,4 @@ pub mod error;
 pub mod id;
 pub mod layer;
 pub mod link;
+pub mod vmm;
