@@ -1,0 +1,126 @@
+//! The rings of one device, in guest memory.
+
+use std::sync::Arc;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT as _, QueueT as _};
+use vm_memory::GuestMemoryMmap;
+
+/// A request the driver made: a chain of buffers in guest memory.
+pub type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
+
+/// The rings of one device.
+#[derive(Debug)]
+pub struct Queues {
+    pub(super) rings: Vec<Queue>,
+    memory: Arc<GuestMemoryMmap>,
+    /// Rings to which something was given back since the last look.
+    touched: u32,
+    broken: bool,
+}
+
+impl Queues {
+    pub(super) fn new(sizes: &[u16], memory: Arc<GuestMemoryMmap>) -> Self {
+        let ring = |size: &u16| Queue::new(*size).expect("devices have sizes that are powers of 2");
+        Self {
+            rings: sizes.iter().map(ring).collect(),
+            memory,
+            touched: 0,
+            broken: false,
+        }
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+
+    /// Takes the next request from `queue`.
+    pub fn pop(&mut self, queue: usize) -> Option<Chain> {
+        let ring = self.rings.get_mut(queue).filter(|ring| ring.ready())?;
+        if self.broken {
+            return None;
+        }
+        match ring.iter(Arc::clone(&self.memory)) {
+            Ok(mut available) => available.next(),
+            Err(_) => {
+                self.broken = true;
+                None
+            }
+        }
+    }
+
+    /// Puts the request taken last back, to be taken again.
+    pub fn undo_pop(&mut self, queue: usize) {
+        if let Some(ring) = self.rings.get_mut(queue) {
+            ring.go_to_previous_position();
+        }
+    }
+
+    /// Gives a request back to the driver, `written` bytes of its buffers filled.
+    pub fn push(&mut self, queue: usize, head: u16, written: u32) {
+        let Some(ring) = self.rings.get_mut(queue) else {
+            return;
+        };
+        match ring.add_used(self.memory.as_ref(), head, written) {
+            Ok(()) => self.touched |= 1 << queue,
+            Err(_) => self.broken = true,
+        }
+    }
+
+    /// Asks the driver to notify `queue` again. True when requests came in meanwhile.
+    pub fn listen(&mut self, queue: usize) -> bool {
+        if self.broken {
+            return false;
+        }
+        let Some(ring) = self.rings.get_mut(queue).filter(|ring| ring.ready()) else {
+            return false;
+        };
+        ring.enable_notification(self.memory.as_ref())
+            .unwrap_or_else(|_| {
+                self.broken = true;
+                false
+            })
+    }
+
+    /// Whether the driver made a ring unusable.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether `queue` was set up by the driver.
+    pub fn is_ready(&self, queue: usize) -> bool {
+        self.rings.get(queue).is_some_and(|ring| ring.ready())
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last call.
+    pub(super) fn wants_interrupt(&mut self) -> bool {
+        let touched = std::mem::take(&mut self.touched);
+        let mut wanted = false;
+        for (index, ring) in self.rings.iter_mut().enumerate() {
+            if touched & (1 << index) != 0 {
+                match ring.needs_notification(self.memory.as_ref()) {
+                    Ok(needed) => wanted |= needed,
+                    Err(_) => self.broken = true,
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Checks every ring the driver made ready.
+    pub(super) fn check(&mut self, event_index: bool) {
+        for ring in &mut self.rings {
+            ring.set_event_idx(event_index);
+            if ring.ready() && !ring.is_valid(self.memory.as_ref()) {
+                self.broken = true;
+            }
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        for ring in &mut self.rings {
+            ring.reset();
+        }
+        (self.touched, self.broken) = (0, false);
+    }
+}
