@@ -8,7 +8,9 @@
 mod error;
 pub mod guest;
 pub mod limits;
+pub mod machine;
 mod node;
+pub mod record;
 pub mod spec;
 pub mod view;
 

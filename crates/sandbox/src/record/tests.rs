@@ -1,0 +1,156 @@
+//! Records survive a reopening; damaged and newer files are told apart.
+
+use super::*;
+
+fn record(id: &str) -> SandboxRecord {
+    SandboxRecord {
+        id: SandboxId::new(id).unwrap(),
+        tag: Tag::new("t").unwrap(),
+        snapshot_id: "snap".into(),
+        index: 3,
+        state: State::Starting,
+        process: None,
+        engine: "fake".into(),
+        created_at_unix: 1,
+        deadline_unix: Some(u64::from(u32::MAX)),
+        metadata: BTreeMap::from([("a".into(), "b".into())]),
+        memory_limit_mib: None,
+        branches: 0,
+    }
+}
+
+async fn read(records: &Records) -> Vec<SandboxRecord> {
+    records
+        .all()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(Result::unwrap)
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let process = Some(ProcessIdentity {
+        pid: 7,
+        start_ticks: 8,
+    });
+    {
+        let records = Records::open(&path).unwrap();
+        records
+            .insert(vec![record("a"), record("b"), record("c")])
+            .await
+            .unwrap();
+        let id = record("a").id;
+        records
+            .update(&id, State::Running, process, 2)
+            .await
+            .unwrap();
+        records.remove(&record("b").id).await.unwrap();
+    }
+    let records = Records::open(&path).unwrap();
+    let expected = SandboxRecord {
+        state: State::Running,
+        process,
+        branches: 2,
+        ..record("a")
+    };
+    assert_eq!(read(&records).await, [expected, record("c")]);
+}
+
+#[tokio::test]
+async fn every_state_makes_the_round_trip() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(&dir.path().join("s")).unwrap();
+    let why = || "because".to_owned();
+    let states = [
+        State::Starting,
+        State::Greeting,
+        State::Running,
+        State::Paused,
+        State::Branching { paused: true },
+        State::Branching { paused: false },
+        State::Stopping { why: why() },
+        State::Ended { why: why() },
+    ];
+    for (i, state) in states.iter().enumerate() {
+        let one = SandboxRecord {
+            state: state.clone(),
+            ..record(&format!("s{i}"))
+        };
+        records.insert(vec![one]).await.unwrap();
+    }
+    let found: Vec<State> = read(&records).await.into_iter().map(|r| r.state).collect();
+    assert_eq!(found, states);
+}
+
+#[tokio::test]
+async fn a_refused_write_does_not_undo_its_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(&dir.path().join("s")).unwrap();
+    let writes = ["a", "a", "b"].map(|id| {
+        let records = records.clone();
+        async move { records.insert(vec![record(id)]).await }
+    });
+    let outcomes = futures_util::future::join_all(writes).await;
+    assert_eq!(outcomes.iter().filter(|o| o.is_err()).count(), 1);
+    assert_eq!(read(&records).await.len(), 2);
+}
+
+#[tokio::test]
+async fn an_insert_is_all_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(&dir.path().join("s")).unwrap();
+    records.insert(vec![record("b")]).await.unwrap();
+    assert!(records.insert(vec![record("a"), record("b"), record("c")]).await.is_err());
+    assert_eq!(read(&records).await, [record("b")]);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    std::fs::write(&path, vec![7; 8192]).unwrap();
+    assert!(matches!(Records::open(&path), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_truncated_database_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let connection = Connection::open(&path).unwrap();
+    row::create_tables(&connection).unwrap();
+    for i in 0..200 {
+        row::insert(&connection, &record(&format!("s{i}"))).unwrap();
+    }
+    drop(connection);
+    let len = std::fs::metadata(&path).unwrap().len();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(len / 2)
+        .unwrap();
+    assert!(matches!(Records::open(&path), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_newer_file_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let connection = Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    assert!(matches!(
+        Records::open(&path),
+        Err(Error::Newer { found: 99, .. })
+    ));
+}
+
+#[test]
+fn a_missing_directory_is_named() {
+    let error = Records::open(Path::new("/nonexistent/dir/state.db")).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/dir/state.db"));
+}
