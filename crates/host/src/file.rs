@@ -243,6 +243,33 @@ impl TempDir {
         Err(no_free_name(parent))
     }
 
+    /// Creates `.stem-name` in `parent`, of which there can be only one: [`Error::Locked`] while
+    /// somebody has it, here or in another process. What a dead owner left is removed first.
+    pub fn claim(parent: &Path, stem: &str, name: &str) -> Result<TempDir, Error> {
+        let path = parent.join(format!(".{stem}-{name}"));
+        for _ in 0..NAME_TRIES {
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {
+                    if let Some(lock) = lock_path(&path)? {
+                        return Ok(TempDir {
+                            path: Some(path),
+                            _lock: lock,
+                        });
+                    }
+                }
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("create directory", &path)(error));
+                }
+                Err(_) => match lock_path(&path)? {
+                    Some(_orphan) => remove_all(&path)?,
+                    None if path.exists() => break,
+                    None => {}
+                },
+            }
+        }
+        Err(Error::Locked { path, holder: None })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         // Only the consuming methods take the path.
@@ -318,6 +345,47 @@ pub fn sweep(parent: &Path, stem: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(removed)
 }
 
+/// A lock on a directory that is in use, held until the value or the process ends. It follows the
+/// directory through renames.
+#[derive(Debug)]
+pub struct DirLock {
+    _dir: File,
+}
+
+impl DirLock {
+    /// Shares the directory with other users; waits while somebody removes it. `None`: it is gone.
+    pub fn shared(path: &Path) -> Result<Option<DirLock>, Error> {
+        let dir = match File::open(path) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", path)(error)),
+        };
+        let locked =
+            rustix::io::retry_on_intr(|| rustix::fs::flock(&dir, FlockOperation::LockShared));
+        locked.map_err(|errno| failed("lock", path)(errno.into()))?;
+        Ok(is_same(&dir, path).then_some(DirLock { _dir: dir }))
+    }
+
+    /// Takes the directory alone. `None`: somebody uses it, or it is gone.
+    pub fn exclusive(path: &Path) -> Result<Option<DirLock>, Error> {
+        Ok(lock_path(path)?.map(|dir| DirLock { _dir: dir }))
+    }
+}
+
+/// Whether somebody holds the directory's exclusive lock: it is being written or removed.
+pub fn is_claimed(path: &Path) -> Result<bool, Error> {
+    let dir = match File::open(path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("open", path)(error)),
+    };
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(failed("lock", path)(errno.into())),
+    }
+}
+
 /// An exclusive lock, held until the value or the process ends. The file stays: removing it would let
 /// two processes hold locks of the same name.
 #[derive(Debug)]
@@ -326,24 +394,42 @@ pub struct LockFile {
 }
 
 impl LockFile {
+    /// Takes the lock as soon as its holder lets go; for locks that are held only for moments.
+    pub fn wait(path: &Path) -> Result<LockFile, Error> {
+        let file = open_lock(path)?;
+        let locked =
+            rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive));
+        locked.map_err(|errno| failed("lock", path)(errno.into()))?;
+        LockFile::signed(file, path)
+    }
+
     /// Takes the lock, or says who has it. Never waits.
     pub fn acquire(path: &Path) -> Result<LockFile, Error> {
-        let mut options = OpenOptions::new();
-        let opened = options.read(true).write(true).create(true).truncate(false);
-        let file = opened.mode(0o600).open(path);
-        let mut file = file.map_err(failed("open", path))?;
+        let file = open_lock(path)?;
         if !try_lock(&file, path)? {
             return Err(Error::Locked {
                 path: path.to_owned(),
                 holder: read_holder(&file),
             });
         }
+        LockFile::signed(file, path)
+    }
+
+    /// Notes the holder for those who come next.
+    fn signed(mut file: File, path: &Path) -> Result<LockFile, Error> {
         let noted = file
             .set_len(0)
             .and_then(|()| writeln!(file, "{}", process::id()));
         noted.map_err(failed("write", path))?;
         Ok(LockFile { _file: file })
     }
+}
+
+fn open_lock(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).write(true).create(true).truncate(false);
+    let file = opened.mode(0o600).open(path);
+    file.map_err(failed("open", path))
 }
 
 fn read_holder(file: &File) -> Option<u32> {

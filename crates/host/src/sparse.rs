@@ -152,6 +152,9 @@ impl DataRanges<'_> {
             return Ok(None);
         };
         let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.size);
+        // Whole pages, so that what a page is does not depend on the file system's block size.
+        let start = (start - start % PAGE_SIZE).max(self.at);
+        let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
         let end = end.min(self.size);
         Ok((start < end).then_some(start..end))
     }
@@ -192,17 +195,28 @@ fn copy_data(from: &File, to: &File) -> Result<u64, Error> {
     resize(to, 0)?;
     resize(to, size(from)?)?;
     let mut written = 0;
+    read_nonzero(from, |offset, bytes| {
+        written += bytes.len() as u64;
+        write_at(to, offset, bytes)
+    })?;
+    Ok(written)
+}
+
+/// Reads every page that is not all zero, ascending, in pieces of one page or more. Holes cost nothing.
+pub fn read_nonzero(
+    file: &File,
+    mut each: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut buffer = vec![0; CHUNK];
-    for range in data_ranges(from)? {
-        for_chunks(from, range?, &mut buffer, |offset, chunk| {
+    for range in data_ranges(file)? {
+        for_chunks(file, range?, &mut buffer, |offset, chunk| {
             for run in runs(chunk, |page| !is_zero(page)) {
-                write_at(to, offset + run.start as u64, &chunk[run.clone()])?;
-                written += run.len() as u64;
+                each(offset + run.start as u64, &chunk[run])?;
             }
             Ok(())
         })?;
     }
-    Ok(written)
+    Ok(())
 }
 
 /// Turns pages that hold only zeros into holes; answers how many bytes. Where the file system has no

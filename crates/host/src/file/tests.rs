@@ -141,3 +141,36 @@ fn bounded_reads_stop_at_the_bound() {
     assert!(read_bounded(&path, 4).is_err());
     assert!(read_bounded(&root.path().join("absent"), 4).is_err());
 }
+
+#[test]
+fn a_claimed_name_is_taken_while_its_owner_lives() {
+    let root = root();
+    let claim = || TempDir::claim(root.path(), "draft", "tag");
+    let first = claim().unwrap();
+    assert!(matches!(claim(), Err(Error::Locked { .. })));
+    assert!(is_claimed(first.path()).unwrap());
+    let left = abandon(first);
+    fs::write(left.join("file"), b"x").unwrap();
+    assert!(!is_claimed(&left).unwrap());
+    let second = claim().unwrap();
+    assert_eq!(names(second.path()).len(), 0);
+    drop(second);
+    claim().unwrap();
+}
+
+#[test]
+fn a_directory_in_use_cannot_be_taken() {
+    let root = root();
+    let path = root.path().join("dir");
+    assert!(DirLock::shared(&path).unwrap().is_none());
+    fs::create_dir(&path).unwrap();
+    let users = [
+        DirLock::shared(&path).unwrap(),
+        DirLock::shared(&path).unwrap(),
+    ];
+    assert!(users.iter().all(Option::is_some));
+    assert!(DirLock::exclusive(&path).unwrap().is_none());
+    drop(users);
+    let alone = DirLock::exclusive(&path).unwrap();
+    assert!(alone.is_some());
+}
