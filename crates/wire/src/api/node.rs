@@ -1,0 +1,86 @@
+//! What the daemon tells about itself and about the node as a whole.
+
+use serde::{Deserialize, Serialize};
+
+use super::sandbox::SandboxState;
+use crate::id::{SandboxId, Tag};
+
+/// Answer of `GET /healthz`: the process lives. Says nothing else, because nobody is asked for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Healthy {
+    /// Always true.
+    pub ok: bool,
+}
+
+/// Answer of `GET /version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Version {
+    /// The daemon's version.
+    pub version: String,
+    /// The interface's version, `v1`.
+    pub api: String,
+    /// The engine that runs new sandboxes.
+    #[serde(default)]
+    pub engine: String,
+}
+
+/// Answer of `GET /readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Readiness {
+    /// Whether every check passed.
+    pub ready: bool,
+    /// What was checked.
+    pub checks: Vec<ReadinessCheck>,
+}
+
+/// One thing that must hold before sandboxes can be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReadinessCheck {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds.
+    pub ok: bool,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Answer of `GET /v1/lineage`: which snapshot came from which sandbox, and the other way round.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lineage {
+    /// Every snapshot.
+    pub snapshots: Vec<LineageSnapshot>,
+    /// Every sandbox that runs.
+    pub sandboxes: Vec<LineageSandbox>,
+}
+
+/// A snapshot as a node of the lineage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LineageSnapshot {
+    /// Its name.
+    pub tag: Tag,
+    /// The snapshot whose memory it builds on.
+    pub parent_tag: Option<Tag>,
+    /// The sandbox it was branched from.
+    pub branched_from: Option<String>,
+    /// Links to the base; 0 for a base.
+    pub depth: u32,
+}
+
+/// A sandbox as a node of the lineage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LineageSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// The snapshot it was forked from.
+    pub snapshot_tag: Tag,
+    /// Its state.
+    pub state: SandboxState,
+}
