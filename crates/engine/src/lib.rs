@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod error;
+pub mod link;
 
 pub use error::Error;
 
