@@ -56,11 +56,8 @@ pub trait Device: Send + std::fmt::Debug {
         None
     }
 
-    /// Something happened on the host's side.
+    /// Something may have happened on the host's side.
     fn ready(&mut self, _queues: &mut Queues) {}
-
-    /// The machine runs again after a restore; host resources are new.
-    fn resume(&mut self, _queues: &mut Queues) {}
 }
 
 /// Device types.

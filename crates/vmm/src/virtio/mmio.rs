@@ -7,9 +7,11 @@
 //!                                                             NEEDS_RESET
 //! ```
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::event::{EventfdFlags, eventfd};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -64,6 +66,8 @@ pub struct Transport<D> {
     status: u32,
     interrupt_status: u32,
     config_generation: u32,
+    /// Wakes the event loop for what a turn left unfinished. Exists once the loop knows the device.
+    again: Option<OwnedFd>,
 }
 
 impl<D: Device> Transport<D> {
@@ -81,6 +85,7 @@ impl<D: Device> Transport<D> {
             status: 0,
             interrupt_status: 0,
             config_generation: 0,
+            again: None,
         }
     }
 
@@ -112,8 +117,8 @@ impl<D: Device> Transport<D> {
     /// interrupt the driver has not acknowledged (one too many is harmless, one too few is not).
     pub fn resume(&mut self) {
         if self.is_active() {
-            self.device.resume(&mut self.queues);
-            self.settle();
+            self.device.ready(&mut self.queues);
+            self.serve((1 << self.queues.rings.len()) - 1);
             if self.interrupt_status != 0 {
                 self.irq.raise();
             }
@@ -122,10 +127,23 @@ impl<D: Device> Transport<D> {
 
     /// Something happened on the host's side of the device.
     pub fn host_ready(&mut self) {
-        if self.is_active() {
-            self.device.ready(&mut self.queues);
-            self.settle();
+        if let Some(again) = &self.again {
+            rustix::io::read(again, &mut [0; 8]).ok();
         }
+        if self.is_active() {
+            let postponed = self.queues.begin();
+            self.device.ready(&mut self.queues);
+            self.serve(postponed);
+        }
+    }
+
+    /// Lets the device look at `queues`, a bit each.
+    fn serve(&mut self, queues: u32) {
+        self.queues.begin();
+        for queue in (0..self.queues.rings.len()).filter(|queue| queues & (1 << queue) != 0) {
+            self.device.process(queue, &mut self.queues);
+        }
+        self.settle();
     }
 
     pub(super) fn offered(&self) -> u64 {
@@ -156,7 +174,6 @@ impl<D: Device> Transport<D> {
         if self.status & DRIVER_OK != 0 {
             self.queues.check(self.driver_features & EVENT_INDEX != 0);
             self.device.activate(self.driver_features);
-            self.settle();
         }
     }
 
@@ -168,6 +185,9 @@ impl<D: Device> Transport<D> {
         if self.queues.is_broken() && self.status & NEEDS_RESET == 0 {
             self.status |= NEEDS_RESET;
             self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+        }
+        if let (true, Some(again)) = (self.queues.is_postponed(), &self.again) {
+            rustix::io::write(again, &1u64.to_ne_bytes()).ok();
         }
     }
 
@@ -272,7 +292,8 @@ impl<D: Device> Transport<D> {
         if new & DRIVER_OK != 0 {
             self.queues.check(self.driver_features & EVENT_INDEX != 0);
             self.device.activate(self.driver_features);
-            self.settle();
+            // What happened on the host's side before was not looked at.
+            self.host_ready();
         }
     }
 
@@ -290,8 +311,8 @@ impl<D: Device> Transport<D> {
     fn notified(&mut self, queue: u32) {
         let queue = queue as usize;
         if self.is_active() && queue < self.queues.rings.len() {
-            self.device.process(queue, &mut self.queues);
-            self.settle();
+            let postponed = self.queues.begin();
+            self.serve(postponed | (1 << queue));
         }
     }
 }
@@ -343,8 +364,13 @@ impl<D: Device> MutEventSubscriber for Transport<D> {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Some(fd) = self.device.poll_fd() {
+            // Edges only: what is ready while the driver is not waits without waking the loop.
             // Fails only when the loop is out of memory; the device is then deaf to the host.
-            ops.add(Events::new_raw(fd, EventSet::IN)).ok();
+            ops.add(Events::new_raw(fd, EventSet::IN | EventSet::EDGE_TRIGGERED)).ok();
+        }
+        self.again = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
+        if let Some(again) = &self.again {
+            ops.add(Events::new(again, EventSet::IN)).ok();
         }
     }
 }

@@ -15,8 +15,16 @@ pub struct Queues {
     memory: Arc<GuestMemoryMmap>,
     /// Rings to which something was given back since the last look.
     touched: u32,
+    /// Rings left with requests in them because the turn was over.
+    postponed: u32,
+    /// Requests that may still be taken in this turn.
+    left: u32,
     broken: bool,
 }
+
+/// Most requests served in one turn. A guest that adds requests as fast as they are served must not
+/// keep a thread from being paused.
+const TURN: u32 = 1024;
 
 impl Queues {
     pub(super) fn new(sizes: &[u16], memory: Arc<GuestMemoryMmap>) -> Self {
@@ -25,6 +33,8 @@ impl Queues {
             rings: sizes.iter().map(ring).collect(),
             memory,
             touched: 0,
+            postponed: 0,
+            left: TURN,
             broken: false,
         }
     }
@@ -34,7 +44,31 @@ impl Queues {
         &self.memory
     }
 
-    /// Takes the next request from `queue`.
+    /// Takes the next request of this turn from `queue`. When there is none, the driver will notify.
+    pub fn next(&mut self, queue: usize) -> Option<Chain> {
+        if self.left == 0 {
+            self.postponed |= 1 << queue;
+            return None;
+        }
+        self.left -= 1;
+        if let Some(chain) = self.pop(queue) {
+            return Some(chain);
+        }
+        // What came in before the driver knew that it has to notify is taken now.
+        if self.listen(queue) { self.pop(queue) } else { None }
+    }
+
+    /// Begins a turn, and says which queues the last one left unfinished, as bits.
+    pub(super) fn begin(&mut self) -> u32 {
+        self.left = TURN;
+        std::mem::take(&mut self.postponed)
+    }
+
+    pub(super) fn is_postponed(&self) -> bool {
+        self.postponed != 0
+    }
+
+    /// Takes the next request from `queue`, whether or not the driver will notify.
     pub fn pop(&mut self, queue: usize) -> Option<Chain> {
         let ring = self.rings.get_mut(queue).filter(|ring| ring.ready())?;
         if self.broken {
@@ -68,7 +102,7 @@ impl Queues {
     }
 
     /// Asks the driver to notify `queue` again. True when requests came in meanwhile.
-    pub fn listen(&mut self, queue: usize) -> bool {
+    fn listen(&mut self, queue: usize) -> bool {
         if self.broken {
             return false;
         }
@@ -121,6 +155,6 @@ impl Queues {
         for ring in &mut self.rings {
             ring.reset();
         }
-        (self.touched, self.broken) = (0, false);
+        (self.touched, self.postponed, self.broken) = (0, 0, false);
     }
 }
