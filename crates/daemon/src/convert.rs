@@ -1,0 +1,121 @@
+//! From the heart's views to the interface's types.
+
+use std::time::Duration;
+
+use forkd_sandbox::spec::Warm;
+use forkd_sandbox::view::{self, SandboxView, SnapshotView};
+use forkd_wire::api::sandbox::{GUEST_ADDR, MemoryUse, SandboxInfo, SandboxStages, SandboxState};
+use forkd_wire::api::snapshot::{
+    CreateSnapshot, SnapshotInfo, SnapshotStages, SnapshotState, SnapshotStep,
+};
+
+use crate::ApiError;
+
+/// Milliseconds with microseconds behind the point.
+pub(crate) fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+pub(crate) fn snapshot(view: SnapshotView) -> SnapshotInfo {
+    let layered = view.parent.is_some();
+    let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+    SnapshotInfo {
+        tag: view.tag,
+        dir: view.dir.display().to_string(),
+        created_at_unix: view.created_at_unix,
+        status: snapshot_state(view.status),
+        bootable: view.status == view::SnapshotStatus::Ready,
+        branched_from: view.branched_from.map(Into::into),
+        pause_ms: view.pause.map(|pause| micros(pause).div_ceil(1000)),
+        pause_us: view.pause.map(micros),
+        diff_ms: None,
+        diff_physical_bytes: layered.then_some(view.physical_bytes),
+        diff_logical_bytes: layered.then_some(view.memory_logical_bytes),
+        warning: view.problem,
+        id: view.id,
+        engine: view.engine,
+        image: view.image,
+        memory_mib: view.memory_mib,
+        vcpus: view.vcpus,
+        parent_tag: view.parent,
+        depth: view.depth,
+        physical_bytes: view.physical_bytes,
+        stages: None,
+    }
+}
+
+fn snapshot_state(status: view::SnapshotStatus) -> SnapshotState {
+    match status {
+        view::SnapshotStatus::Writing => SnapshotState::Writing,
+        view::SnapshotStatus::Ready => SnapshotState::Ready,
+        view::SnapshotStatus::Failed => SnapshotState::Failed,
+    }
+}
+
+pub(crate) fn snapshot_stages(stages: view::SnapshotStages) -> SnapshotStages {
+    SnapshotStages {
+        boot_ms: millis(stages.boot),
+        warm_ms: millis(stages.warm),
+        save_ms: millis(stages.save),
+    }
+}
+
+pub(crate) fn snapshot_step(step: view::SnapshotStep) -> SnapshotStep {
+    match step {
+        view::SnapshotStep::Booting => SnapshotStep::Booting,
+        view::SnapshotStep::Warming => SnapshotStep::Warming,
+        view::SnapshotStep::Saving => SnapshotStep::Saving,
+        view::SnapshotStep::Publishing => SnapshotStep::Publishing,
+    }
+}
+
+pub(crate) fn warm(request: &CreateSnapshot) -> Result<Warm, ApiError> {
+    match (&request.warm, &request.warm_cmd) {
+        (None, None) => Ok(Warm::Nothing),
+        (Some(code), None) => Ok(Warm::Python(code.clone())),
+        (None, Some(command)) => Ok(Warm::Command(command.clone())),
+        (Some(_), Some(_)) => Err(ApiError::invalid("give either warm or warm_cmd, not both")),
+    }
+}
+
+pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
+    SandboxInfo {
+        id: view.id,
+        snapshot_tag: view.tag,
+        netns: None,
+        guest_addr: GUEST_ADDR.to_owned(),
+        created_at_unix: view.created_at_unix,
+        pid: view.pid,
+        memory_limit_mib: view.memory_limit_mib,
+        has_branched: view.branches > 0,
+        last_branch_memory_path: None,
+        branch_count: view.branches,
+        state: sandbox_state(view.status),
+        ended: view.ended,
+        engine: view.engine,
+        index: view.index,
+        deadline_unix: view.deadline_unix,
+        metadata: view.metadata,
+        stages: SandboxStages {
+            forked_ms: millis(view.stages.forked),
+            ready_ms: millis(view.stages.ready),
+        },
+    }
+}
+
+pub(crate) fn sandbox_state(status: view::SandboxStatus) -> SandboxState {
+    match status {
+        view::SandboxStatus::Starting => SandboxState::Starting,
+        view::SandboxStatus::Running => SandboxState::Running,
+        view::SandboxStatus::Paused => SandboxState::Paused,
+        view::SandboxStatus::Stopping => SandboxState::Stopping,
+        view::SandboxStatus::Ended => SandboxState::Ended,
+    }
+}
+
+pub(crate) fn memory(memory: view::MemoryUse) -> MemoryUse {
+    MemoryUse {
+        pss_kib: memory.pss_kib,
+        private_kib: memory.private_kib,
+    }
+}

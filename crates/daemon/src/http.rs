@@ -1,0 +1,5 @@
+//! What all routes share: errors, extractors, the router itself.
+
+pub(crate) mod error;
+pub(crate) mod extract;
+pub(crate) mod router;

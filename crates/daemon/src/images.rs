@@ -1,0 +1,105 @@
+//! What a snapshot request boots: an image of the store, or files named one by one.
+
+use std::path::{Path, PathBuf};
+
+use forkd_sandbox::spec::ImageFiles;
+use forkd_wire::api::snapshot::CreateSnapshot;
+use forkd_wire::error::ErrorCode;
+
+use crate::ApiError;
+
+/// The node's image store, opened anew for every question: the command line may write to it meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    root: PathBuf,
+}
+
+impl Images {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The files a request names.
+    pub(crate) async fn resolve(&self, request: &CreateSnapshot) -> Result<ImageFiles, ApiError> {
+        match (&request.image, &request.kernel, &request.rootfs) {
+            (Some(name), None, None) => self.by_name(name.clone()).await,
+            (None, Some(kernel), Some(rootfs)) => {
+                let initramfs = request.initramfs.as_deref().ok_or_else(|| {
+                    ApiError::invalid("kernel and rootfs are given, but no initramfs")
+                        .remedy("name an initramfs, or build an image with `forkd image build` and name it in `image`")
+                })?;
+                by_path(kernel, initramfs, rootfs).await
+            }
+            (Some(_), _, _) => Err(ApiError::invalid(
+                "give either image, or kernel, initramfs and rootfs, not both",
+            )),
+            (None, _, _) => Err(ApiError::invalid("nothing to boot is named").remedy(
+                "name an image in `image`, or the paths `kernel`, `initramfs` and `rootfs`",
+            )),
+        }
+    }
+
+    async fn by_name(&self, name: String) -> Result<ImageFiles, ApiError> {
+        let root = self.root.clone();
+        let wanted = name.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            forkd_image::Store::open(&root).and_then(|store| store.get(&wanted))
+        });
+        let found = found.await.map_err(|failure| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("reading the image store broke off: {failure}"),
+            )
+        })?;
+        let image = found.map_err(|error| {
+            ApiError::new(ErrorCode::Internal, crate::http::error::chain(&error))
+        })?;
+        let image = image.ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, format!("there is no image {name:?}"))
+                .remedy("list images with `forkd image ls`, build one with `forkd image build`")
+        })?;
+        Ok(ImageFiles {
+            name: image.name,
+            digest: image.digest.to_string(),
+            kernel: image.kernel,
+            initramfs: image.initramfs,
+            rootfs: image.rootfs,
+        })
+    }
+}
+
+async fn by_path(kernel: &Path, initramfs: &Path, rootfs: &Path) -> Result<ImageFiles, ApiError> {
+    for (what, path) in [
+        ("kernel", kernel),
+        ("initramfs", initramfs),
+        ("rootfs", rootfs),
+    ] {
+        let usable = path.is_absolute()
+            && tokio::fs::metadata(path)
+                .await
+                .is_ok_and(|meta| meta.is_file());
+        if !usable {
+            return Err(ApiError::invalid(format!(
+                "{what} {} is not an absolute path of a file on the node",
+                path.display()
+            )));
+        }
+    }
+    let name = kernel.file_name().unwrap_or(kernel.as_os_str());
+    let digest = blake3::hash(
+        format!(
+            "{}\0{}\0{}",
+            kernel.display(),
+            initramfs.display(),
+            rootfs.display()
+        )
+        .as_bytes(),
+    );
+    Ok(ImageFiles {
+        name: name.to_string_lossy().into_owned(),
+        digest: format!("paths:{digest}"),
+        kernel: kernel.to_owned(),
+        initramfs: initramfs.to_owned(),
+        rootfs: rootfs.to_owned(),
+    })
+}

@@ -1,0 +1,82 @@
+//! The daemon itself and the node as a whole.
+
+use axum::extract::State;
+use forkd_sandbox::view::SandboxStatus;
+use forkd_wire::api::node::{
+    Healthy, Lineage, LineageSandbox, LineageSnapshot, Readiness, ReadinessCheck, Version,
+};
+use http::StatusCode;
+
+use super::failures::Failures;
+use crate::ApiError;
+use crate::convert;
+use crate::http::extract::Json;
+use crate::state::App;
+
+/// The process lives. Needs no token.
+#[utoipa::path(get, path = "/healthz", tag = "node", security(()),
+    responses((status = 200, body = Healthy)))]
+pub(crate) async fn healthz() -> Json<Healthy> {
+    Json(Healthy { ok: true })
+}
+
+/// Whether sandboxes can be made, and what is missing if not.
+#[utoipa::path(get, path = "/readyz", tag = "node",
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness), Failures))]
+pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Readiness>) {
+    let store = match app.node().snapshots().await {
+        Ok(_) => None,
+        Err(error) => Some(error.chain()),
+    };
+    let checks = vec![ReadinessCheck {
+        name: "store".to_owned(),
+        ok: store.is_none(),
+        problem: store,
+    }];
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(Readiness { ready, checks }))
+}
+
+/// The daemon's version and engine.
+#[utoipa::path(get, path = "/version", tag = "node",
+    responses((status = 200, body = Version), Failures))]
+pub(crate) async fn version(State(app): State<App>) -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api: "v1".to_owned(),
+        engine: app.node().engine().to_owned(),
+    })
+}
+
+/// Which snapshot came from which sandbox, and which sandbox from which snapshot.
+#[utoipa::path(get, path = "/v1/lineage", tag = "node",
+    responses((status = 200, body = Lineage), Failures))]
+pub(crate) async fn lineage(State(app): State<App>) -> Result<Json<Lineage>, ApiError> {
+    let snapshots = app.node().snapshots().await?;
+    let sandboxes = app.node().sandboxes();
+    Ok(Json(Lineage {
+        snapshots: snapshots
+            .into_iter()
+            .map(|view| LineageSnapshot {
+                tag: view.tag,
+                parent_tag: view.parent,
+                branched_from: view.branched_from.map(Into::into),
+                depth: view.depth,
+            })
+            .collect(),
+        sandboxes: sandboxes
+            .into_iter()
+            .filter(|view| view.status != SandboxStatus::Ended)
+            .map(|view| LineageSandbox {
+                id: view.id,
+                snapshot_tag: view.tag,
+                state: convert::sandbox_state(view.status),
+            })
+            .collect(),
+    }))
+}
