@@ -4,4 +4,7 @@
 //! here knows snapshots, sandboxes or engines.
 
 pub mod file;
+pub mod orphans;
+pub mod process;
 pub mod sparse;
+mod sys;

@@ -5,8 +5,13 @@
 //! routes, tokens or users.
 #![forbid(unsafe_code)]
 
+mod actor;
+mod admission;
+mod console;
+mod convert;
 mod error;
 pub mod guest;
+mod ids;
 pub mod limits;
 pub mod machine;
 mod node;

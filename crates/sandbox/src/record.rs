@@ -281,7 +281,11 @@ fn run_in_savepoint(connection: &Connection, job: Job) -> Done {
     let opened = connection.execute_batch("SAVEPOINT job");
     let (succeeded, done) = job(connection);
     if opened.is_ok() {
-        let end = if succeeded { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
+        let end = if succeeded {
+            "RELEASE job"
+        } else {
+            "ROLLBACK TO job; RELEASE job"
+        };
         // Where this fails the commit fails too, and tells.
         let _ = connection.execute_batch(end);
     }

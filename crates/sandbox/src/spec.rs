@@ -57,6 +57,8 @@ pub struct SnapshotRequest {
     pub boot_timeout: Duration,
     /// Longest time the warm-up may take.
     pub warm_timeout: Duration,
+    /// Whatever the caller wants to find again in the snapshot's manifest.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl SnapshotRequest {
@@ -70,6 +72,7 @@ impl SnapshotRequest {
             warm: Warm::Nothing,
             boot_timeout: limits::BOOT_TIMEOUT,
             warm_timeout: limits::WARM_TIMEOUT,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -164,6 +167,8 @@ pub enum RemoveMode {
     Refuse,
     /// Remove its descendants and kill the sandboxes of all of them.
     Cascade,
+    /// Give up the name and leave what depends on it alone; its files go when nothing needs them.
+    Force,
 }
 
 /// How the node behaves.

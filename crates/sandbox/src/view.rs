@@ -36,6 +36,12 @@ pub struct SnapshotView {
     pub engine: String,
     /// The image it was booted from.
     pub image: String,
+    /// That image's identity.
+    pub image_digest: String,
+    /// What was run in it before the freeze.
+    pub warm: Option<String>,
+    /// What its maker wanted to find again; the node adds `boot_ms`, `warm_ms` and `save_ms`.
+    pub labels: BTreeMap<String, String>,
     /// RAM in MiB.
     pub memory_mib: u64,
     /// Number of virtual CPUs.
@@ -50,8 +56,8 @@ pub struct SnapshotView {
     pub memory_logical_bytes: u64,
     /// Bytes its files take on disk.
     pub physical_bytes: u64,
-    /// Links to the base; 0 for a base.
-    pub depth: u32,
+    /// Whether it holds only what differs from its parent.
+    pub layered: bool,
 }
 
 /// How long the stages of making a snapshot took.

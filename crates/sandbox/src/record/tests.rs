@@ -104,7 +104,12 @@ async fn an_insert_is_all_or_none() {
     let dir = tempfile::tempdir().unwrap();
     let records = Records::open(&dir.path().join("s")).unwrap();
     records.insert(vec![record("b")]).await.unwrap();
-    assert!(records.insert(vec![record("a"), record("b"), record("c")]).await.is_err());
+    assert!(
+        records
+            .insert(vec![record("a"), record("b"), record("c")])
+            .await
+            .is_err()
+    );
     assert_eq!(read(&records).await, [record("b")]);
 }
 

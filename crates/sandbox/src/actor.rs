@@ -1,0 +1,584 @@
+//! One task per sandbox. It owns the machine and the VM, performs the effects, and is the only one that
+//! changes the sandbox's record.
+//!
+//! Ending a sandbox has a lane of its own: a stop is seen at once, whatever effect is under way, and cancels
+//! it. The order within the loop is stop, exit of the VM, end of the effect, deadline, request.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use forkd_engine::{Exit, SaveReport, SaveSpec, Vm};
+use forkd_wire::agent::ResumeRequest;
+use forkd_wire::error::ErrorCode;
+use forkd_wire::id::SandboxId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument, error, info, warn};
+
+use crate::machine::{Effect, Input, Machine, Refused, State};
+use crate::record::{Records, SandboxRecord};
+use crate::view::{ForkStages, SandboxStatus, SandboxView};
+use crate::{Error, console, guest, limits};
+
+/// Requests that may wait for one sandbox. More is answered with `busy`: whoever sends them faster than a VM
+/// can be paused is not helped by a longer queue.
+const INBOX: usize = 32;
+
+/// What every actor of a node shares.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) records: Records,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// What can be asked of a live sandbox.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Pause(oneshot::Sender<Result<(), Error>>),
+    Resume(oneshot::Sender<Result<(), Error>>),
+    Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
+}
+
+/// How the sandbox comes to its VM.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// It is being forked; the fork tells here.
+    Fork {
+        vm: oneshot::Receiver<Result<Arc<dyn Vm>, String>>,
+        resume: Box<ResumeRequest>,
+        requested: Instant,
+        ready_timeout: Duration,
+    },
+    /// It was read from its record.
+    Record { vm: Option<Arc<dyn Vm>> },
+}
+
+/// A cheap handle on a sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    view: watch::Receiver<SandboxView>,
+    requests: mpsc::Sender<Request>,
+    stop: watch::Sender<Option<String>>,
+    vm: Arc<OnceLock<(Arc<dyn Vm>, guest::Client)>>,
+}
+
+impl Handle {
+    pub(crate) fn view(&self) -> SandboxView {
+        self.view.borrow().clone()
+    }
+
+    /// The VM and its agent, once it was forked.
+    pub(crate) fn vm(&self) -> Option<&(Arc<dyn Vm>, guest::Client)> {
+        self.vm.get()
+    }
+
+    /// Asks for the end; the first reason stays.
+    pub(crate) fn stop(&self, why: &str) {
+        self.stop.send_if_modified(|asked| {
+            let first = asked.is_none();
+            if first {
+                *asked = Some(why.to_owned());
+            }
+            first
+        });
+    }
+
+    /// Waits until nothing of the sandbox is left.
+    pub(crate) async fn ended(&self) -> SandboxView {
+        self.wait(|view| view.status == SandboxStatus::Ended).await
+    }
+
+    /// Waits until the sandbox runs or has ended.
+    pub(crate) async fn settled(&self) -> SandboxView {
+        self.wait(|v| !matches!(v.status, SandboxStatus::Starting | SandboxStatus::Stopping))
+            .await
+    }
+
+    async fn wait(&self, until: impl FnMut(&SandboxView) -> bool) -> SandboxView {
+        let mut view = self.view.clone();
+        match view.wait_for(until).await {
+            Ok(view) => view.clone(),
+            // The actor publishes its end before it goes, so this is a panic of it.
+            Err(_) => self.view(),
+        }
+    }
+
+    pub(crate) async fn ask<T>(
+        &self,
+        id: &SandboxId,
+        request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .try_send(request(reply))
+            .map_err(|e| match e {
+                mpsc::error::TrySendError::Full(_) => Error::new(
+                    ErrorCode::Busy,
+                    format!("sandbox {id} has {INBOX} requests waiting; try again"),
+                ),
+                mpsc::error::TrySendError::Closed(_) => ended_error(id),
+            })?;
+        answer.await.map_err(|_| ended_error(id))?
+    }
+}
+
+fn ended_error(id: &SandboxId) -> Error {
+    Error::new(ErrorCode::NotReady, format!("sandbox {id} ended"))
+}
+
+pub(crate) struct Actor {
+    machine: Machine,
+    record: SandboxRecord,
+    context: Arc<Context>,
+    vm: Arc<OnceLock<(Arc<dyn Vm>, guest::Client)>>,
+    origin: Option<Greeting>,
+    stages: ForkStages,
+    view: watch::Sender<SandboxView>,
+    requests: mpsc::Receiver<Request>,
+    stop: watch::Receiver<Option<String>>,
+    /// Separate from `pending`: a VM that is being forked must be waited for before it can be killed.
+    forking: Option<oneshot::Receiver<Result<Arc<dyn Vm>, String>>>,
+    exited: Option<Pin<Box<dyn Future<Output = Exit> + Send>>>,
+    pending: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+}
+
+struct Greeting {
+    resume: Box<ResumeRequest>,
+    requested: Instant,
+    timeout: Duration,
+}
+
+/// How an effect under way ended.
+enum Outcome {
+    Forked(Result<Arc<dyn Vm>, String>),
+    Greeted(Result<(), String>),
+    Switched(
+        Result<(), Error>,
+        Option<oneshot::Sender<Result<(), Error>>>,
+    ),
+    Saved(
+        Result<SaveReport, Error>,
+        oneshot::Sender<Result<SaveReport, Error>>,
+    ),
+}
+
+enum Event {
+    Stop(String),
+    Exited(Exit),
+    Finished(Outcome),
+    Request(Request),
+}
+
+/// Starts the task of a sandbox whose record is written. Returns the handle, and the task's end.
+pub(crate) fn spawn(
+    context: Arc<Context>,
+    record: SandboxRecord,
+    origin: Origin,
+) -> (Handle, impl Future<Output = ()> + Send + 'static) {
+    let (requests, inbox) = mpsc::channel(INBOX);
+    let (stop, stop_seen) = watch::channel(None);
+    let vm = Arc::new(OnceLock::new());
+    let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default()));
+    let mut actor = Actor {
+        machine: Machine::recorded(record.state.clone()),
+        record,
+        context,
+        vm: Arc::clone(&vm),
+        origin: None,
+        stages: ForkStages::default(),
+        view,
+        requests: inbox,
+        stop: stop_seen,
+        forking: None,
+        exited: None,
+        pending: None,
+    };
+    let handle = Handle {
+        view: view_seen,
+        requests,
+        stop,
+        vm,
+    };
+    let span = tracing::info_span!("sandbox", id = %actor.record.id);
+    let task = async move {
+        actor.begin(origin).await;
+        actor.run().await;
+    };
+    (handle, task.instrument(span))
+}
+
+impl Actor {
+    async fn begin(&mut self, origin: Origin) {
+        match origin {
+            Origin::Fork {
+                vm,
+                resume,
+                requested,
+                ready_timeout,
+            } => {
+                self.origin = Some(Greeting {
+                    resume,
+                    requested,
+                    timeout: ready_timeout,
+                });
+                self.forking = Some(vm);
+            }
+            Origin::Record { vm } => {
+                let alive = vm.is_some();
+                if let Some(vm) = vm {
+                    self.take_vm(vm);
+                }
+                self.apply(Input::Observed { alive }, None).await;
+            }
+        }
+    }
+
+    async fn run(&mut self) {
+        while !matches!(self.machine.state(), State::Ended { .. }) {
+            let event = self.next_event().await;
+            self.on_event(event).await;
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.record.deadline_unix.map(until_unix);
+        tokio::select! {
+            biased;
+            why = stop_asked(&mut self.stop) => Event::Stop(why),
+            exit = present(&mut self.exited) => {
+                self.exited = None;
+                Event::Exited(exit)
+            }
+            forked = forked(&mut self.forking) => {
+                self.forking = None;
+                Event::Finished(Outcome::Forked(forked))
+            }
+            outcome = present(&mut self.pending) => {
+                self.pending = None;
+                Event::Finished(outcome)
+            }
+            () = sleep_or_never(deadline) => Event::Stop("its timeout passed".to_owned()),
+            Some(request) = self.requests.recv(), if self.pending.is_none() => Event::Request(request),
+        }
+    }
+
+    async fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Stop(why) => self.apply(Input::Stop(why), None).await,
+            Event::Exited(exit) => {
+                let why = self.describe_exit(&exit);
+                self.apply(Input::Exited(why), None).await;
+            }
+            Event::Finished(outcome) => self.on_outcome(outcome).await,
+            Event::Request(Request::Pause(reply)) => {
+                self.apply(Input::Pause, Some(Reply::Switch(reply))).await;
+            }
+            Event::Request(Request::Resume(reply)) => {
+                self.apply(Input::Resume, Some(Reply::Switch(reply))).await;
+            }
+            Event::Request(Request::Save(spec, reply)) => {
+                self.apply(Input::Freeze, Some(Reply::Save(spec, reply)))
+                    .await;
+            }
+        }
+    }
+
+    async fn on_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Forked(Ok(vm)) => {
+                self.record.process = Some(vm.identity());
+                self.stages.forked = self.since_request();
+                self.take_vm(vm);
+                self.apply(Input::Forked(Ok(())), None).await;
+            }
+            Outcome::Forked(Err(why)) => self.apply(Input::Forked(Err(why)), None).await,
+            Outcome::Greeted(result) => {
+                self.stages.ready = self.since_request();
+                self.apply(Input::Greeted(result), None).await;
+            }
+            Outcome::Switched(result, reply) => {
+                let told = result.as_ref().map(|&()| ()).map_err(Error::chain);
+                self.apply(Input::Switched(told), None).await;
+                if let Some(reply) = reply {
+                    let _ = reply.send(result);
+                }
+            }
+            Outcome::Saved(result, reply) => {
+                self.record.branches += u32::from(result.is_ok());
+                self.apply(Input::Frozen, None).await;
+                let _ = reply.send(result);
+            }
+        }
+    }
+
+    fn take_vm(&mut self, vm: Arc<dyn Vm>) {
+        let watched = Arc::clone(&vm);
+        self.exited = Some(Box::pin(async move { watched.exited().await }));
+        let client = guest::Client::new(Arc::clone(&vm));
+        // Set once: a sandbox has one VM in its life.
+        let _ = self.vm.set((vm, client));
+    }
+
+    fn since_request(&self) -> Duration {
+        self.origin
+            .as_ref()
+            .map_or(Duration::ZERO, |o| o.requested.elapsed())
+    }
+
+    fn describe_exit(&self, exit: &Exit) -> String {
+        let how = match exit {
+            Exit::Code(0) => "the guest shut down".to_owned(),
+            Exit::Code(code) => format!("the VM's process ended with status {code}"),
+            Exit::Signal(signal) => format!("the VM's process was killed by signal {signal}"),
+            Exit::Unknown => "the VM's process is gone".to_owned(),
+        };
+        let ready = !matches!(self.machine.state(), State::Starting | State::Greeting);
+        match self.vm.get().filter(|_| !ready) {
+            Some((vm, _)) => console::with_tail(how, &vm.console()),
+            None => how,
+        }
+    }
+
+    /// Takes the input, writes the record, performs the effects.
+    async fn apply(&mut self, input: Input, reply: Option<Reply>) {
+        let before = self.machine.state().clone();
+        let effects = match self.machine.apply(input) {
+            Ok(effects) => effects,
+            Err(refused) => return refuse(&self.record.id, refused, reply),
+        };
+        let state = self.machine.state().clone();
+        if state != before {
+            info!(from = ?before, to = ?state, "state changed");
+            self.persist(state).await;
+        }
+        match effects.first() {
+            None => self.settle(reply),
+            Some(Effect::Greet) => self.greet(),
+            Some(Effect::Pause) => self.switch(reply, true),
+            Some(Effect::Resume) => self.switch(reply, false),
+            Some(Effect::Save) => self.save(reply),
+            Some(Effect::Clear) => self.clear().await,
+        }
+    }
+
+    /// Nothing had to be done: the request is answered at once.
+    fn settle(&self, reply: Option<Reply>) {
+        if let Some(Reply::Switch(reply)) = reply {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    async fn persist(&mut self, state: State) {
+        self.record.state = state.clone();
+        let record = &self.record;
+        let written = match &state {
+            State::Ended { .. } => self.context.records.remove(&record.id).await,
+            _ => {
+                let (process, branches) = (record.process, record.branches);
+                self.context
+                    .records
+                    .update(&record.id, state, process, branches)
+                    .await
+            }
+        };
+        if let Err(e) = written {
+            // The sandbox goes on: what a later daemon finds in the older record is checked against the
+            // world anyway.
+            error!(error = %e, "record not written");
+        }
+        self.view.send_replace(view_of(&self.record, self.stages));
+    }
+
+    fn greet(&mut self) {
+        let (Some((_, client)), Some(greeting)) = (self.vm.get(), self.origin.as_ref()) else {
+            return;
+        };
+        let (client, mut resume) = (client.clone(), greeting.resume.clone());
+        let left = greeting
+            .timeout
+            .saturating_sub(greeting.requested.elapsed());
+        let console = self.vm.get().map(|(vm, _)| vm.console());
+        self.pending = Some(Box::pin(async move {
+            resume.wall_clock_ns = wall_clock_ns();
+            let answered = client.resume(&resume, left).await;
+            Outcome::Greeted(answered.map(|_| ()).map_err(|e| {
+                let why = format!("the guest did not become ready: {}", chain(&e));
+                console.map_or(why.clone(), |path| console::with_tail(why, &path))
+            }))
+        }));
+    }
+
+    fn switch(&mut self, reply: Option<Reply>, pause: bool) {
+        let Some((vm, _)) = self.vm.get() else { return };
+        let vm = Arc::clone(vm);
+        let reply = match reply {
+            Some(Reply::Switch(reply)) => Some(reply),
+            _ => None,
+        };
+        self.pending = Some(Box::pin(async move {
+            let done = if pause {
+                vm.pause().await
+            } else {
+                vm.resume().await
+            };
+            Outcome::Switched(done.map_err(Error::from), reply)
+        }));
+    }
+
+    fn save(&mut self, reply: Option<Reply>) {
+        let (Some((vm, client)), Some(Reply::Save(spec, reply))) = (self.vm.get(), reply) else {
+            return;
+        };
+        let (vm, client) = (Arc::clone(vm), client.clone());
+        self.pending = Some(Box::pin(async move {
+            // A fork must not find itself inside somebody else's conversation.
+            client.disconnect().await;
+            let saved = tokio::time::timeout(limits::SAVE_TIMEOUT, vm.save(spec)).await;
+            let result = saved
+                .map_err(|_| timed_out("branch"))
+                .and_then(|r| r.map_err(Error::from));
+            Outcome::Saved(result, reply)
+        }));
+    }
+
+    /// Kills the VM and removes its files. What cannot be removed is logged and left to the next sweep.
+    async fn clear(&mut self) {
+        self.pending = None;
+        let vm = self.vm_to_kill().await;
+        if let Some(vm) = vm {
+            match tokio::time::timeout(limits::KILL_TIMEOUT, vm.kill()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => error!(error = chain(&e), "VM may have leaked"),
+                Err(_) => error!("VM may have leaked: its process does not go away"),
+            }
+        }
+        self.exited = None;
+        let dir = self.context.run_dir.join(self.record.id.as_str());
+        if let Err(e) = tokio::fs::remove_dir_all(&dir).await
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(error = %e, dir = %dir.display(), "files may have leaked");
+        }
+        Box::pin(self.apply(Input::Cleared, None)).await;
+    }
+
+    /// The VM, also one whose fork is still under way.
+    async fn vm_to_kill(&mut self) -> Option<Arc<dyn Vm>> {
+        if let Some(forking) = self.forking.take() {
+            return forking.await.ok()?.ok();
+        }
+        self.vm.get().map(|(vm, _)| Arc::clone(vm))
+    }
+}
+
+enum Reply {
+    Switch(oneshot::Sender<Result<(), Error>>),
+    Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
+}
+
+fn refuse(id: &SandboxId, refused: Refused, reply: Option<Reply>) {
+    let text = match refused {
+        Refused::Starting => "is not ready yet",
+        Refused::Branching => "is being branched",
+        Refused::Ended => "has ended",
+        Refused::Stale => return,
+    };
+    let error = Error::new(ErrorCode::NotReady, format!("sandbox {id} {text}"));
+    match reply {
+        Some(Reply::Switch(reply)) => drop(reply.send(Err(error))),
+        Some(Reply::Save(_, reply)) => drop(reply.send(Err(error))),
+        None => {}
+    }
+}
+
+fn timed_out(what: &str) -> Error {
+    Error::new(ErrorCode::Timeout, format!("{what} took too long"))
+}
+
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+async fn stop_asked(stop: &mut watch::Receiver<Option<String>>) -> String {
+    loop {
+        if stop.changed().await.is_err() {
+            // Every handle is gone: nobody can ask any more.
+            return std::future::pending().await;
+        }
+        if let Some(why) = stop.borrow_and_update().clone() {
+            return why;
+        }
+    }
+}
+
+async fn present<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn forked(
+    forking: &mut Option<oneshot::Receiver<Result<Arc<dyn Vm>, String>>>,
+) -> Result<Arc<dyn Vm>, String> {
+    match forking {
+        Some(vm) => vm
+            .await
+            .unwrap_or_else(|_| Err("the fork was given up".to_owned())),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_or_never(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn wall_clock_ns() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn until_unix(unix: u64) -> Duration {
+    (UNIX_EPOCH + Duration::from_secs(unix))
+        .duration_since(SystemTime::now())
+        .unwrap_or_default()
+}
+
+fn view_of(record: &SandboxRecord, stages: ForkStages) -> SandboxView {
+    let (status, ended) = match &record.state {
+        State::Starting | State::Greeting => (SandboxStatus::Starting, None),
+        State::Running | State::Branching { paused: false } => (SandboxStatus::Running, None),
+        State::Paused | State::Branching { paused: true } => (SandboxStatus::Paused, None),
+        State::Stopping { why } => (SandboxStatus::Stopping, Some(why.clone())),
+        State::Ended { why } => (SandboxStatus::Ended, Some(why.clone())),
+    };
+    SandboxView {
+        id: record.id.clone(),
+        tag: record.tag.clone(),
+        index: record.index,
+        status,
+        ended,
+        pid: record.process.map(|p| p.pid),
+        engine: record.engine.clone(),
+        created_at_unix: record.created_at_unix,
+        deadline_unix: record.deadline_unix,
+        metadata: record.metadata.clone(),
+        memory_limit_mib: record.memory_limit_mib,
+        stages,
+        branches: record.branches,
+    }
+}

@@ -1,0 +1,282 @@
+//! Forking: records first, then VMs, then every agent told who it is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use forkd_engine::{ForkSpec, Template, Vm};
+use forkd_wire::agent::ResumeRequest;
+use forkd_wire::error::ErrorCode;
+use forkd_wire::id::SandboxId;
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::templates::{Loaded, make_dir};
+use super::{Node, cancelled_error, now_unix};
+use crate::actor::{self, Handle, Origin};
+use crate::machine::State;
+use crate::record::SandboxRecord;
+use crate::spec::ForkRequest;
+use crate::view::{ForkOutcome, SandboxStatus, SandboxView};
+use crate::{Error, admission, ids};
+
+type VmSender = oneshot::Sender<Result<Arc<dyn Vm>, String>>;
+
+impl Node {
+    /// Forks; answers when every fork's agent has answered, or failed. A caller that goes away undoes it.
+    pub async fn fork(&self, request: ForkRequest) -> Result<ForkOutcome, Error> {
+        request.validate()?;
+        self.guarded(|node, cancelled| async move { node.fan_out(request, cancelled).await })
+            .await
+    }
+
+    async fn fan_out(
+        &self,
+        request: ForkRequest,
+        cancelled: CancellationToken,
+    ) -> Result<ForkOutcome, Error> {
+        let requested = Instant::now();
+        let inner = &self.inner;
+        let private = u64::from(request.n) * private_mib(inner.engine.name());
+        admission::memory(&format!("{} forks of {}", request.n, request.tag), private)?;
+        let loaded = inner
+            .templates
+            .get(
+                &request.tag,
+                &inner.store,
+                &inner.engine,
+                inner.config.lifetime,
+            )
+            .await?;
+        let template_ready = requested.elapsed();
+        if cancelled.is_cancelled() {
+            return Err(cancelled_error());
+        }
+        let records = new_records(&request, &loaded, self.engine())?;
+        inner.context.records.insert(records.clone()).await?;
+        let children = self.start_actors(records, &request, requested)?;
+        let ids: Vec<Handle> = children.iter().map(|c| c.handle.clone()).collect();
+        let _stops = StopOnCancel::watch(&inner.tasks, cancelled.clone(), ids);
+        let outcomes = join_all(children.into_iter().map(|child| self.child(&loaded, child))).await;
+        let outcome = summary(outcomes, template_ready);
+        self.judge(outcome, &request, &cancelled).await
+    }
+
+    fn start_actors(
+        &self,
+        records: Vec<SandboxRecord>,
+        request: &ForkRequest,
+        requested: Instant,
+    ) -> Result<Vec<Child>, Error> {
+        let resumes: Vec<ResumeRequest> = records
+            .iter()
+            .map(|record| resume_request(record, request))
+            .collect::<Result<_, _>>()?;
+        let children = records.into_iter().zip(resumes).map(|(record, resume)| {
+            let (vm, arrived) = oneshot::channel();
+            let id = record.id.clone();
+            let origin = Origin::Fork {
+                vm: arrived,
+                resume: Box::new(resume),
+                requested,
+                ready_timeout: request.ready_timeout,
+            };
+            let (handle, task) = actor::spawn(Arc::clone(&self.inner.context), record, origin);
+            self.inner.tasks.spawn(task);
+            self.lock().insert(id.clone(), handle.clone());
+            Child { id, handle, vm }
+        });
+        Ok(children.collect())
+    }
+
+    /// Brings one fork up, and waits until it runs or has ended.
+    async fn child(&self, loaded: &Loaded, child: Child) -> Result<SandboxView, Error> {
+        let spec = ForkSpec {
+            id: child.id.to_string(),
+            run_dir: self.inner.config.run_dir.join(child.id.as_str()),
+            lifetime: self.inner.config.lifetime,
+            slot: None,
+        };
+        let forked = fork_one(loaded.template.as_ref(), spec).await;
+        let failure = deliver(child.vm, forked).await;
+        let view = child.handle.settled().await;
+        match (view.status, failure) {
+            (SandboxStatus::Running | SandboxStatus::Paused, _) => Ok(view),
+            (_, Some(failure)) => Err(failure),
+            (_, None) => {
+                let why = view.ended.unwrap_or_else(|| "it ended".to_owned());
+                Err(Error::new(
+                    ErrorCode::GuestUnreachable,
+                    format!("sandbox {}: {why}", view.id),
+                ))
+            }
+        }
+    }
+
+    /// All or nothing, unless a part is welcome.
+    async fn judge(
+        &self,
+        mut outcome: ForkOutcome,
+        request: &ForkRequest,
+        cancelled: &CancellationToken,
+    ) -> Result<ForkOutcome, Error> {
+        let failed = outcome.children.iter().filter(|c| c.is_err()).count();
+        let undo = cancelled.is_cancelled() || (failed > 0 && !request.partial);
+        if !undo {
+            return Ok(outcome);
+        }
+        let live = outcome
+            .children
+            .iter()
+            .filter_map(|c| c.as_ref().ok())
+            .map(|v| v.id.clone());
+        let kills =
+            live.map(|id| async move { self.kill_because(&id, "its fan-out failed").await });
+        join_all(kills.collect::<Vec<_>>()).await;
+        if cancelled.is_cancelled() {
+            return Err(cancelled_error());
+        }
+        let first = outcome.children.drain(..).find_map(Result::err);
+        let cause = first.unwrap_or_else(|| Error::new(ErrorCode::Internal, "unknown"));
+        let text = format!(
+            "{failed} of {} forks of {} failed, all were undone: {}",
+            request.n,
+            request.tag,
+            cause.chain()
+        );
+        let error = Error::new(cause.code(), text);
+        Err(match cause.remedy() {
+            Some(remedy) => error.with_remedy(remedy),
+            None => error,
+        })
+    }
+}
+
+struct Child {
+    id: SandboxId,
+    handle: Handle,
+    vm: VmSender,
+}
+
+async fn fork_one(template: &dyn Template, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
+    make_dir(&spec.run_dir).await?;
+    let mut results = template.fork(vec![spec]).await;
+    match results.pop() {
+        Some(result) => result.map_err(Error::from),
+        None => Err(Error::new(
+            ErrorCode::Internal,
+            "the engine answered no fork",
+        )),
+    }
+}
+
+/// Hands the VM to its actor. A VM that nobody takes is killed. Answers the failure, if it was one.
+async fn deliver(to: VmSender, forked: Result<Arc<dyn Vm>, Error>) -> Option<Error> {
+    let (message, failure) = match forked {
+        Ok(vm) => (Ok(vm), None),
+        Err(e) => (Err(e.chain()), Some(e)),
+    };
+    if let Err(Ok(vm)) = to.send(message) {
+        // Only a panic of the actor leads here; the VM's own error would add nothing.
+        let _ = vm.kill().await;
+    }
+    failure
+}
+
+/// Stops the children as soon as the caller goes away, instead of when the last of them has answered.
+struct StopOnCancel(CancellationToken);
+
+impl StopOnCancel {
+    fn watch(
+        tasks: &tokio_util::task::TaskTracker,
+        cancelled: CancellationToken,
+        children: Vec<Handle>,
+    ) -> Self {
+        let done = CancellationToken::new();
+        let watched = done.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = cancelled.cancelled() => {
+                    children.iter().for_each(|child| child.stop("its caller went away"));
+                }
+                () = watched.cancelled() => {}
+            }
+        });
+        Self(done)
+    }
+}
+
+impl Drop for StopOnCancel {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+fn summary(children: Vec<Result<SandboxView, Error>>, template: Duration) -> ForkOutcome {
+    let stage = |of: fn(&SandboxView) -> Duration| {
+        children
+            .iter()
+            .filter_map(|c| c.as_ref().ok())
+            .map(of)
+            .max()
+            .unwrap_or_default()
+    };
+    let (forked, ready) = (stage(|v| v.stages.forked), stage(|v| v.stages.ready));
+    ForkOutcome {
+        children,
+        template,
+        forked,
+        ready,
+    }
+}
+
+fn new_records(
+    request: &ForkRequest,
+    loaded: &Loaded,
+    engine: &str,
+) -> Result<Vec<SandboxRecord>, Error> {
+    let created_at_unix = now_unix();
+    let deadline_unix = request
+        .timeout
+        .map(|t| created_at_unix + t.as_secs().max(1));
+    let record = |index| {
+        Ok(SandboxRecord {
+            id: ids::sandbox()?,
+            tag: request.tag.clone(),
+            snapshot_id: loaded.manifest.id.to_string(),
+            index,
+            state: State::Starting,
+            process: None,
+            engine: engine.to_owned(),
+            created_at_unix,
+            deadline_unix,
+            metadata: request.metadata.clone(),
+            memory_limit_mib: request.memory_limit_mib,
+            branches: 0,
+        })
+    };
+    (0..request.n).map(record).collect()
+}
+
+fn resume_request(record: &SandboxRecord, request: &ForkRequest) -> Result<ResumeRequest, Error> {
+    Ok(ResumeRequest {
+        sandbox_id: record.id.to_string(),
+        index: record.index,
+        entropy: ids::entropy()?,
+        // Set when it is sent: minutes may pass until then.
+        wall_clock_ns: 0,
+        hostname: record.id.to_string(),
+        machine_id: ids::machine_id()?,
+        env: request.env.clone(),
+        network: None,
+    })
+}
+
+/// What one more idle VM process takes for itself, roughly; a floor for admission, not a promise.
+fn private_mib(engine: &str) -> u64 {
+    match engine {
+        "qemu" => 24,
+        "firecracker" => 4,
+        _ => 1,
+    }
+}

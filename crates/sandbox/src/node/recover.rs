@@ -1,0 +1,217 @@
+//! Opening a node: taking over what an earlier daemon left, and sweeping what nobody owns.
+//!
+//! There is no second code path for recovery: each record becomes an actor again, which is told whether its VM
+//! lives, and goes on from there. What is left then in the run directory belongs to nobody.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use forkd_engine::{Engine, Vm};
+use forkd_host::file::{self, LockFile};
+use forkd_host::orphans;
+use forkd_snapshot::Store;
+use forkd_wire::error::ErrorCode;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::templates::{Templates, templates_root};
+use super::{Inner, Node, blocking};
+use crate::Error;
+use crate::actor::{self, Context, Handle, Origin};
+use crate::record::{Records, SandboxRecord};
+use crate::spec::NodeConfig;
+use crate::view::{Recovery, SandboxStatus};
+
+/// The programs that engines run VMs with.
+const VM_PROGRAMS: &[&str] = &["qemu-system-x86_64", "forkd-vmm", "firecracker"];
+
+impl Node {
+    /// Opens the store and the records, adopts what runs and sweeps what is orphaned.
+    pub async fn open(
+        config: NodeConfig,
+        engine: Arc<dyn Engine>,
+    ) -> Result<(Node, Recovery), Error> {
+        let files = config.clone();
+        let (lock, store, records) = blocking(move || open_files(&files)).await??;
+        let context = Arc::new(Context {
+            records,
+            run_dir: config.run_dir.clone(),
+        });
+        let inner = Inner {
+            config,
+            engine,
+            store,
+            context,
+            sandboxes: Mutex::new(BTreeMap::new()),
+            templates: Templates::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            _lock: lock,
+        };
+        let node = Node {
+            inner: Arc::new(inner),
+        };
+        let mut recovery = Recovery::default();
+        node.restore_sandboxes(&mut recovery).await?;
+        node.sweep(&mut recovery).await?;
+        Ok((node, recovery))
+    }
+
+    async fn restore_sandboxes(&self, recovery: &mut Recovery) -> Result<(), Error> {
+        for record in self.inner.context.records.all().await? {
+            match record {
+                Ok(record) => self.restore(record, recovery).await,
+                Err(problem) => {
+                    warn!(problem, "record ignored");
+                    recovery.swept.push(problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, record: SandboxRecord, recovery: &mut Recovery) {
+        let id = record.id.clone();
+        let vm = self.adopt(&record).await;
+        let origin = Origin::Record { vm };
+        let (handle, task) = actor::spawn(Arc::clone(&self.inner.context), record, origin);
+        self.inner.tasks.spawn(task);
+        let view = settle(&handle).await;
+        match view.ended {
+            None => recovery.adopted.push(id.clone()),
+            Some(why) => recovery.lost.push((id.clone(), why)),
+        }
+        self.lock().insert(id, handle);
+    }
+
+    /// The VM of a record, if its process is still the same.
+    async fn adopt(&self, record: &SandboxRecord) -> Option<Arc<dyn Vm>> {
+        let process = record.process?;
+        if record.engine != self.inner.engine.name() {
+            warn!(id = %record.id, engine = record.engine, "sandbox of another engine is given up");
+            return None;
+        }
+        let dir = self.inner.config.run_dir.join(record.id.as_str());
+        match self
+            .inner
+            .engine
+            .adopt(process, record.id.as_str(), &dir)
+            .await
+        {
+            Ok(vm) => vm,
+            Err(e) => {
+                warn!(id = %record.id, error = actor::chain(&e), "sandbox cannot be adopted");
+                None
+            }
+        }
+    }
+
+    /// Removes run directories that no live sandbox has, and kills whatever still uses them.
+    async fn sweep(&self, recovery: &mut Recovery) -> Result<(), Error> {
+        let live: Vec<String> = recovery.adopted.iter().map(ToString::to_string).collect();
+        let run_dir = self.inner.config.run_dir.clone();
+        let templates = templates_root(&self.inner.store);
+        let swept = blocking(move || {
+            let mut swept = sweep_dir(&run_dir, &live)?;
+            // A template of an earlier daemon is of no use to this one.
+            swept.extend(sweep_dir(&templates, &[])?);
+            Ok::<_, Error>(swept)
+        })
+        .await??;
+        for path in swept {
+            info!(path, "orphan swept");
+            recovery.swept.push(path);
+        }
+        Ok(())
+    }
+}
+
+async fn settle(handle: &Handle) -> crate::view::SandboxView {
+    // An actor begins by telling its machine what was observed; a sandbox that is not to live ends at once.
+    tokio::task::yield_now().await;
+    let view = handle.view();
+    match view.status {
+        SandboxStatus::Starting | SandboxStatus::Stopping => handle.settled().await,
+        SandboxStatus::Running | SandboxStatus::Paused if handle.vm().is_none() => {
+            handle.ended().await
+        }
+        _ => view,
+    }
+}
+
+fn open_files(config: &NodeConfig) -> Result<(LockFile, Store, Records), Error> {
+    for dir in [
+        config.run_dir.as_path(),
+        config.state.parent().unwrap_or(Path::new(".")),
+    ] {
+        file::create_dir(dir).map_err(|e| host_error("cannot use a directory", e))?;
+    }
+    let lock = LockFile::acquire(&lock_path(&config.state)).map_err(locked)?;
+    let store = Store::open(config.snapshot_root.clone())?;
+    let records = Records::open(&config.state)?;
+    Ok((lock, store, records))
+}
+
+fn lock_path(state: &Path) -> PathBuf {
+    let mut name = state.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}
+
+fn locked(error: file::Error) -> Error {
+    match &error {
+        file::Error::Locked { holder, .. } => {
+            let who = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            let text = format!("another forkd{who} is using this state: {error}");
+            Error::new(ErrorCode::InUse, text).with_remedy(
+                "talk to that daemon with --daemon-url, wait for it, or use another --data-dir",
+            )
+        }
+        _ => host_error("cannot lock the state", error),
+    }
+}
+
+fn host_error(text: &str, error: file::Error) -> Error {
+    Error::new(ErrorCode::Internal, text).with_source(error)
+}
+
+fn sweep_dir(dir: &Path, live: &[String]) -> Result<Vec<String>, Error> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) => return Err(io_error("list", dir, e)),
+    };
+    let mut swept = vec![];
+    for entry in entries {
+        let entry = entry.map_err(|e| io_error("list", dir, e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if live.contains(&name) || !entry.path().is_dir() {
+            continue;
+        }
+        clear_dir(&entry.path())?;
+        swept.push(entry.path().display().to_string());
+    }
+    Ok(swept)
+}
+
+/// Kills every process that uses a directory, then removes it.
+pub(super) fn clear_dir(dir: &Path) -> Result<(), Error> {
+    orphans::kill_users(dir, VM_PROGRAMS).map_err(|e| {
+        let text = format!("cannot kill the processes that use {}", dir.display());
+        Error::new(ErrorCode::Internal, text).with_source(e)
+    })?;
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io_error("remove", dir, e)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(step: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        format!("cannot {step} {}", path.display()),
+    )
+    .with_source(error)
+}

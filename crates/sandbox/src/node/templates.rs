@@ -1,0 +1,208 @@
+//! Warm templates: each snapshot that is forked has one, made at its first fork by whoever comes first.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use forkd_engine::{
+    Engine, LayerFiles, Lifetime, MachineSpec, SnapshotFiles, Template, TemplateSpec,
+};
+use forkd_snapshot::{Manifest, Pin, Store};
+use forkd_wire::error::ErrorCode;
+use forkd_wire::id::Tag;
+use tokio::sync::OnceCell;
+use tracing::warn;
+
+use super::blocking;
+use crate::Error;
+use crate::actor::chain;
+
+/// A template and what it keeps from being removed.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) template: Arc<dyn Template>,
+    pub(super) manifest: Manifest,
+    dir: PathBuf,
+    _pin: Pin,
+}
+
+type Cell = Arc<OnceCell<Arc<Loaded>>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Templates {
+    cells: Mutex<HashMap<String, Cell>>,
+}
+
+impl Templates {
+    /// The template of a snapshot, made if there is none. Concurrent callers share the making.
+    pub(super) async fn get(
+        &self,
+        tag: &Tag,
+        store: &Store,
+        engine: &Arc<dyn Engine>,
+        lifetime: Lifetime,
+    ) -> Result<Arc<Loaded>, Error> {
+        let (opened, wanted) = (store.clone(), tag.clone());
+        let snapshot = blocking(move || opened.get(&wanted)).await??;
+        let id = snapshot.manifest.id.to_string();
+        let cell = Arc::clone(self.lock().entry(id).or_default());
+        let loaded = cell
+            .get_or_try_init(|| load(tag, store, engine, lifetime))
+            .await?;
+        Ok(Arc::clone(loaded))
+    }
+
+    /// Puts in a template that came with a branch.
+    pub(super) fn insert(&self, id: &str, loaded: Loaded) {
+        self.lock().insert(
+            id.to_owned(),
+            Arc::new(OnceCell::new_with(Some(Arc::new(loaded)))),
+        );
+    }
+
+    /// Lets go of a snapshot's template, if there is one, so that the snapshot can be removed.
+    pub(super) async fn close(&self, id: &str) {
+        let cell = self.lock().remove(id);
+        if let Some(loaded) = cell.and_then(|cell| cell.get().cloned()) {
+            loaded.close().await;
+        }
+    }
+
+    pub(super) async fn close_all(&self) {
+        let ids: Vec<String> = self.lock().keys().cloned().collect();
+        for id in ids {
+            self.close(&id).await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Cell>> {
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Loaded {
+    pub(super) fn new(
+        template: Arc<dyn Template>,
+        manifest: Manifest,
+        dir: PathBuf,
+        pin: Pin,
+    ) -> Self {
+        Self {
+            template,
+            manifest,
+            dir,
+            _pin: pin,
+        }
+    }
+
+    async fn close(&self) {
+        if let Err(e) = self.template.close().await {
+            warn!(error = chain(&e), tag = %self.manifest.tag, "template may have leaked");
+        }
+        if let Err(e) = tokio::fs::remove_dir_all(&self.dir).await
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(error = %e, dir = %self.dir.display(), "template files may have leaked");
+        }
+    }
+}
+
+async fn load(
+    tag: &Tag,
+    store: &Store,
+    engine: &Arc<dyn Engine>,
+    lifetime: Lifetime,
+) -> Result<Arc<Loaded>, Error> {
+    let (opened, wanted) = (store.clone(), tag.clone());
+    let pin = blocking(move || opened.pin(&wanted)).await??;
+    let manifest = pin.snapshot().manifest.clone();
+    if manifest.engine != engine.name() {
+        let text = format!(
+            "snapshot {tag} was made by the {} engine, this node runs {}",
+            manifest.engine,
+            engine.name()
+        );
+        let remedy = format!(
+            "start with --engine {}, or build the snapshot again",
+            manifest.engine
+        );
+        return Err(Error::new(ErrorCode::Incompatible, text).with_remedy(remedy));
+    }
+    engine.check_compatibility(&manifest.compatibility).await?;
+    let dir = template_dir(store, manifest.id.as_str());
+    make_dir(&dir).await?;
+    let spec = TemplateSpec {
+        id: format!("template-{}", manifest.id),
+        run_dir: dir.clone(),
+        machine: machine_spec(&manifest)?,
+        files: snapshot_files(&pin),
+        lifetime,
+    };
+    match engine.template(spec).await {
+        Ok(template) => Ok(Arc::new(Loaded::new(template, manifest, dir, pin))),
+        Err(e) => {
+            // Whatever was made of it is useless; the engine's error is the one to tell.
+            let _ = tokio::fs::remove_dir_all(&dir).await;
+            Err(e.into())
+        }
+    }
+}
+
+/// On the snapshots' file system: an engine may flatten layers into a file as large as RAM here.
+pub(super) fn template_dir(store: &Store, id: &str) -> PathBuf {
+    templates_root(store).join(id)
+}
+
+pub(super) fn templates_root(store: &Store) -> PathBuf {
+    store.root().join(".templates")
+}
+
+pub(super) async fn make_dir(dir: &std::path::Path) -> Result<(), Error> {
+    // A leftover of a crash would make the engine refuse: its files must not exist yet.
+    let _ = tokio::fs::remove_dir_all(dir).await;
+    tokio::fs::create_dir_all(dir).await.map_err(|e| {
+        Error::new(
+            ErrorCode::Internal,
+            format!("cannot create {}", dir.display()),
+        )
+        .with_source(e)
+    })
+}
+
+/// What a fork needs of the image. The root disk must still be there.
+pub(super) fn machine_spec(manifest: &Manifest) -> Result<MachineSpec, Error> {
+    let image = &manifest.image;
+    if !image.rootfs.exists() {
+        let text = format!(
+            "snapshot {} needs the root disk {}, which is gone",
+            manifest.tag,
+            image.rootfs.display()
+        );
+        return Err(Error::new(ErrorCode::Corrupt, text).with_remedy(format!(
+            "build the image {} again, then the snapshot",
+            image.name
+        )));
+    }
+    Ok(MachineSpec {
+        vcpus: manifest.machine.vcpus,
+        memory_mib: manifest.machine.memory_mib,
+        kernel: image.kernel.clone(),
+        initramfs: image.initramfs.clone(),
+        rootfs: image.rootfs.clone(),
+        cmdline: manifest.machine.cmdline.clone(),
+        network: manifest.machine.network,
+    })
+}
+
+fn snapshot_files(pin: &Pin) -> SnapshotFiles {
+    let files = pin.files();
+    let layer = |l: &forkd_snapshot::Layer| LayerFiles {
+        memory: l.memory.clone(),
+        index: l.index.clone(),
+    };
+    SnapshotFiles {
+        memory: files.memory.clone(),
+        layers: files.layers.iter().map(layer).collect(),
+        state: files.state.clone(),
+    }
+}
