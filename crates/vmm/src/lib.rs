@@ -7,5 +7,16 @@
 
 pub mod boot;
 pub mod bus;
+pub mod control;
 pub mod devices;
+pub mod exit;
+pub mod guest;
+pub mod host;
+pub mod kvm;
+pub mod layers;
+pub mod machine;
+pub mod memory;
+pub mod state;
+pub mod sys;
+pub mod vcpu;
 pub mod virtio;

@@ -1,0 +1,174 @@
+//! The system calls that neither rustix nor the rust-vmm crates offer, one small safe function each.
+
+#![allow(unsafe_code, reason = "the crate's door to raw system calls; every block is argued")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// libc has this flag too, in a type that is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// The two ways out of [`fork`].
+#[derive(Debug)]
+pub enum Forked {
+    /// This is the new process.
+    Child,
+    /// This is the old process; the descriptor refers to the new one.
+    Parent {
+        /// The new process.
+        pid: u32,
+        /// Refers to it even after its pid is reused.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Forks this process as a *sibling*: the new process has the same parent as this one, so the
+/// controller can wait for every VM, whoever forked it. With `cgroup` (an open cgroup v2 directory)
+/// the new process is born in that group.
+///
+/// Only the calling thread exists in the child. The caller makes sure that other threads are parked
+/// where they hold no lock that the child needs (the allocator's above all): templates have no other
+/// threads, and a branch parks the vCPU threads in their gate first.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    // SAFETY: clone_args is plain old data for which all zeroes is the documented "nothing asked".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    let mut pidfd: RawFd = -1;
+    args.flags = (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: `args` and `pidfd` live across the call and `size` is the size of `args`. Without
+    // CLONE_VM and without a stack the call returns twice, as fork(2) does, each process on its own
+    // copy of this stack, so no Rust value is aliased. glibc's bookkeeping is bypassed: its cached
+    // thread id goes stale in the child, which only error-checking mutexes would notice.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        // SAFETY: the kernel has just stored a new descriptor there that nobody else owns.
+        pid => Ok(Forked::Parent { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Takes ownership of a descriptor inherited by number, as named on the command line.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl(F_SETFD) touches no memory; it fails for a number that is not open.
+    let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if set == -1 || number <= 2 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is open, and the command line gives it to this program; each number is
+    // taken once, before any other code of the program opens descriptors.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor above the standard three except `keep`.
+///
+/// For a process that has just been forked: what the other process owns must not stay open here.
+/// Values that still claim to own one of the closed descriptors must never be dropped afterwards.
+pub fn close_all_except(keep: &mut Vec<RawFd>) {
+    keep.retain(|fd| *fd > 2);
+    keep.sort_unstable();
+    keep.dedup();
+    let mut first = 3u32;
+    for fd in keep.iter().map(|fd| *fd as u32).chain([u32::MAX]) {
+        if fd > first {
+            let last = if fd == u32::MAX { u32::MAX } else { fd - 1 };
+            // SAFETY: close_range touches no memory of this process. The caller owns the decision
+            // that nothing else uses the closed descriptors.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
+/// Keeps glibc from giving each thread an allocation arena of its own: a sandbox has few threads and
+/// every touched page of an arena counts a thousand times.
+pub fn one_malloc_arena() {
+    // SAFETY: mallopt only sets a parameter of the allocator; called before threads exist.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Ends the process without running destructors: a VM's mappings and descriptors are the kernel's
+/// to release.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// What `PAGEMAP_SCAN` reports: a run of pages `[start, end)` of one kind.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageRegion {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// The categories asked for that hold.
+    pub categories: u64,
+}
+
+/// The page belongs to a file mapping (or shared memory), not to this process alone.
+pub const PAGE_IS_FILE: u64 = 1 << 2;
+/// The page is in memory.
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// The page is swapped out.
+pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// The page is the shared page of zeroes.
+pub const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArgs {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+/// Finds pages of the process behind `pagemap` in `[start, end)` that are its own: copied on write
+/// or anonymous, in memory or swapped out. Fills `regions` and returns how many were found and
+/// where the walk stopped. Linux 6.7 or later; ENOTTY before.
+pub fn own_pages(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    regions: &mut [PageRegion],
+) -> io::Result<(usize, u64)> {
+    let mut args = ScanArgs {
+        size: size_of::<ScanArgs>() as u64,
+        start,
+        end,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        ..ScanArgs::default()
+    };
+    // SAFETY: `args` is the structure that this request number encodes the size of; `vec` and
+    // `vec_len` describe the caller's exclusively borrowed slice of plain old data.
+    let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut args) };
+    if found < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((found as usize, args.walk_end))
+}
+
+#[cfg(test)]
+mod tests;
