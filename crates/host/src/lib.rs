@@ -8,3 +8,4 @@ pub mod orphans;
 pub mod process;
 pub mod sparse;
 mod sys;
+pub mod tsc;
