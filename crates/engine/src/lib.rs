@@ -189,6 +189,8 @@ pub enum Exit {
     Code(i32),
     /// A signal ended it.
     Signal(i32),
+    /// The guest reset its machine: its kernel panicked, or it rebooted. The console says why.
+    Reset,
     /// It is gone, and nobody can say how: it was adopted, or reaped elsewhere.
     Unknown,
 }

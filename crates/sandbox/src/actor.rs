@@ -332,6 +332,7 @@ impl Actor {
             Exit::Code(0) => "the guest shut down".to_owned(),
             Exit::Code(code) => format!("the VM's process ended with status {code}"),
             Exit::Signal(signal) => format!("the VM's process was killed by signal {signal}"),
+            Exit::Reset => "the guest's kernel panicked or rebooted".to_owned(),
             Exit::Unknown => "the VM's process is gone".to_owned(),
         };
         let ready = !matches!(self.machine.state(), State::Starting | State::Greeting);
