@@ -1,6 +1,7 @@
 //! On a real directory; death of an owner is played by closing its lock.
 
 use std::collections::BTreeSet;
+use std::process;
 
 use super::*;
 
@@ -15,8 +16,8 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 /// What a killed process leaves: the directory stays, the lock is gone.
-fn abandon(mut dir: TempDir) -> PathBuf {
-    dir.path.take().unwrap()
+fn abandon(dir: TempDir) -> PathBuf {
+    dir.abandon()
 }
 
 #[test]
@@ -83,9 +84,12 @@ fn sweeps_only_what_is_abandoned_and_ours() {
     let dead = abandon(TempDir::create(root.path(), "staging").unwrap());
     fs::write(dead.join("file"), b"x").unwrap();
     let other = abandon(other);
-    assert_eq!(sweep(root.path(), "staging").unwrap(), [dead.clone()]);
+    assert_eq!(sweep(root.path(), "staging").unwrap(), vec![dead.clone()]);
     assert!(alive.path().exists() && other.exists() && !dead.exists());
-    assert_eq!(sweep(root.path(), "staging").unwrap(), [PathBuf::new(); 0]);
+    assert_eq!(
+        sweep(root.path(), "staging").unwrap(),
+        Vec::<PathBuf>::new()
+    );
 }
 
 #[test]
