@@ -3,6 +3,7 @@
 //! Blocking, without an async runtime: async callers come through a thread that may block. Nothing
 //! here knows snapshots, sandboxes or engines.
 
+pub mod facts;
 pub mod file;
 pub mod orphans;
 pub mod process;
