@@ -1,6 +1,6 @@
 //! Loading a Linux kernel and describing the machine to it: loader, e820, ACPI, CPU tables.
 //!
-//! Nothing here talks to KVM. [`load`] fills guest memory and says where the first CPU starts;
+//! Only [`machine`] talks to KVM. [`load`] fills guest memory and says where the first CPU starts;
 //! [`cpu`] computes registers and tables that the vCPU code then applies.
 //!
 //! ```text
@@ -8,12 +8,14 @@
 //! linux   kernel, initramfs, command line, zero page
 //! acpi    RSDP, XSDT, FADT, MADT, DSDT
 //! cpu     CPUID, MSRs, registers at the first instruction
+//! machine all of it put together
 //! ```
 
 pub mod acpi;
 pub mod cpu;
 pub mod layout;
 pub mod linux;
+pub mod machine;
 
 pub use linux::{Entry, Error, Source, load};
 

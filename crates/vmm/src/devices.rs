@@ -14,4 +14,5 @@ pub mod net;
 pub mod power;
 pub mod rng;
 pub mod serial;
+pub mod set;
 pub mod vsock;

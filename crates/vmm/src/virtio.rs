@@ -21,7 +21,7 @@ pub mod persist;
 pub mod poll;
 pub mod queue;
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 pub use mmio::Transport;
 pub use queue::{Chain, Queues};
@@ -52,7 +52,7 @@ pub trait Device: Send + std::fmt::Debug {
     fn process(&mut self, queue: usize, queues: &mut Queues);
 
     /// A descriptor that is readable when [`Device::ready`] should be called.
-    fn poll_fd(&self) -> Option<RawFd> {
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

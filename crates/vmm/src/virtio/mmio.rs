@@ -7,10 +7,10 @@
 //!                                                             NEEDS_RESET
 //! ```
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -34,6 +34,7 @@ use virtio_queue::{Queue, QueueT as _};
 use vm_memory::GuestMemoryMmap;
 
 use super::persist::TransportState;
+use super::poll::Poller;
 use super::{Device, Queues};
 use crate::bus::{BusDevice, IrqLine};
 
@@ -144,6 +145,17 @@ impl<D: Device> Transport<D> {
             self.device.process(queue, &mut self.queues);
         }
         self.settle();
+    }
+
+    /// Lets `poller` report under `token` when [`Transport::host_ready`] has something to do.
+    pub fn watch(&mut self, poller: &Poller, token: u64) -> io::Result<()> {
+        if let Some(fd) = self.device.poll_fd() {
+            poller.watch(fd, token)?;
+        }
+        let again = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        poller.watch(&again, token)?;
+        self.again = Some(again);
+        Ok(())
     }
 
     pub(super) fn offered(&self) -> u64 {
@@ -353,24 +365,6 @@ impl<D: Device> BusDevice for Transport<D> {
             && offset % 4 == 0
         {
             self.write_register(offset, u32::from_le_bytes(word));
-        }
-    }
-}
-
-impl<D: Device> MutEventSubscriber for Transport<D> {
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        self.host_ready();
-    }
-
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(fd) = self.device.poll_fd() {
-            // Edges only: what is ready while the driver is not waits without waking the loop.
-            // Fails only when the loop is out of memory; the device is then deaf to the host.
-            ops.add(Events::new_raw(fd, EventSet::IN | EventSet::EDGE_TRIGGERED)).ok();
-        }
-        self.again = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
-        if let Some(again) = &self.again {
-            ops.add(Events::new(again, EventSet::IN)).ok();
         }
     }
 }

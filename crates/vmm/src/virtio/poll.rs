@@ -1,7 +1,7 @@
 //! A set of host descriptors a device watches, seen from outside as one.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{Timespec, epoll};
 
@@ -13,15 +13,17 @@ const ROUND: usize = 64;
 #[derive(Debug)]
 pub struct Poller(OwnedFd);
 
+impl AsFd for Poller {
+    /// Readable while something of the set is ready.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Poller {
     /// Makes an empty set.
     pub fn new() -> io::Result<Self> {
         Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
-    }
-
-    /// Readable while something of the set is ready.
-    pub fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 
     /// Watches for changes in what can be read or written: a descriptor that stays ready is
@@ -31,7 +33,12 @@ impl Poller {
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
+        Ok(epoll::add(
+            &self.0,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags,
+        )?)
     }
 
     /// Stops watching. A descriptor that is not watched is no error.

@@ -55,7 +55,11 @@ impl Queues {
             return Some(chain);
         }
         // What came in before the driver knew that it has to notify is taken now.
-        if self.listen(queue) { self.pop(queue) } else { None }
+        if self.listen(queue) {
+            self.pop(queue)
+        } else {
+            None
+        }
     }
 
     /// Begins a turn, and says which queues the last one left unfinished, as bits.

@@ -5,8 +5,8 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_queue::{Reader, Writer};
 
@@ -47,7 +47,11 @@ impl Disk {
         if bytes == 0 {
             return Err(Error::Small(found));
         }
-        Ok(Self { file, bytes, read_only })
+        Ok(Self {
+            file,
+            bytes,
+            read_only,
+        })
     }
 
     /// Size in bytes.
@@ -118,12 +122,23 @@ impl Block {
     /// Serves one request and returns the bytes written to the guest.
     fn serve(&self, chain: Chain, queues: &Queues) -> u32 {
         let memory = queues.memory().as_ref();
-        let Ok(mut readable) = chain.clone().reader(memory) else { return 0 };
-        let Ok(mut writable) = chain.writer(memory) else { return 0 };
+        let Ok(mut readable) = chain.clone().reader(memory) else {
+            return 0;
+        };
+        let Ok(mut writable) = chain.writer(memory) else {
+            return 0;
+        };
         // Without a byte for the status there is no way to answer.
-        let Some(room) = writable.available_bytes().checked_sub(1) else { return 0 };
-        let Ok(mut status) = writable.split_at(room) else { return 0 };
-        let limits = Limits { bytes: self.disk.bytes, read_only: self.disk.read_only };
+        let Some(room) = writable.available_bytes().checked_sub(1) else {
+            return 0;
+        };
+        let Ok(mut status) = writable.split_at(room) else {
+            return 0;
+        };
+        let limits = Limits {
+            bytes: self.disk.bytes,
+            read_only: self.disk.read_only,
+        };
         let done = match Request::parse(&mut readable, room, limits) {
             Ok(request) => self.perform(request, &mut readable, &mut writable),
             Err(Refused::Unsupported) => Err(VIRTIO_BLK_S_UNSUPP),
@@ -169,7 +184,11 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let writes = if self.disk.read_only { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
+        let writes = if self.disk.read_only {
+            VIRTIO_BLK_F_RO
+        } else {
+            VIRTIO_BLK_F_FLUSH
+        };
         (1 << writes) | (1 << VIRTIO_BLK_F_SEG_MAX)
     }
 

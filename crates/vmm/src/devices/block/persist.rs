@@ -25,7 +25,9 @@ pub struct BlockState {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The guest believes in another size.
-    #[error("the disk has {found} bytes, but {expected} when the machine was saved; give the same disk")]
+    #[error(
+        "the disk has {found} bytes, but {expected} when the machine was saved; give the same disk"
+    )]
     Size {
         /// Bytes of the file.
         found: u64,
@@ -51,7 +53,11 @@ impl Transport<Block> {
     /// The state to save.
     pub fn save(&self) -> BlockState {
         let device = self.device();
-        let end = device.id.iter().position(|byte| *byte == 0).unwrap_or(ID_LEN);
+        let end = device
+            .id
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(ID_LEN);
         BlockState {
             transport: self.save_transport(),
             bytes: device.disk().bytes(),
@@ -68,7 +74,10 @@ impl Transport<Block> {
         irq: Arc<dyn IrqLine>,
     ) -> Result<Self, Error> {
         if disk.bytes() != state.bytes {
-            return Err(Error::Size { found: disk.bytes(), expected: state.bytes });
+            return Err(Error::Size {
+                found: disk.bytes(),
+                expected: state.bytes,
+            });
         }
         if disk.is_read_only() != state.read_only {
             return Err(Error::Mode(state.read_only));

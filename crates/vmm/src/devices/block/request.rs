@@ -64,9 +64,13 @@ impl Request {
         limits: Limits,
     ) -> Result<Self, Refused> {
         let mut header = [0; HEADER_LEN];
-        readable.read_exact(&mut header).map_err(|_| Refused::Invalid)?;
+        readable
+            .read_exact(&mut header)
+            .map_err(|_| Refused::Invalid)?;
         let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
-        let offset = u64::from_le_bytes(sector).checked_mul(SECTOR).ok_or(Refused::Invalid)?;
+        let offset = u64::from_le_bytes(sector)
+            .checked_mul(SECTOR)
+            .ok_or(Refused::Invalid)?;
         match u32::from_le_bytes([k0, k1, k2, k3]) {
             VIRTIO_BLK_T_IN => {
                 let bytes = limits.extent(offset, writable)?;

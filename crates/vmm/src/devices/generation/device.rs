@@ -33,7 +33,11 @@ pub enum Error {
 impl Generation {
     /// Gives a fresh machine its first identifier.
     pub fn new(memory: Arc<GuestMemoryMmap>, irq: Arc<dyn IrqLine>) -> Result<Self, Error> {
-        let mut device = Self { memory, irq, current: [0; LEN] };
+        let mut device = Self {
+            memory,
+            irq,
+            current: [0; LEN],
+        };
         device.replace()?;
         Ok(device)
     }
@@ -43,7 +47,11 @@ impl Generation {
         irq: Arc<dyn IrqLine>,
         current: [u8; LEN],
     ) -> Self {
-        Self { memory, irq, current }
+        Self {
+            memory,
+            irq,
+            current,
+        }
     }
 
     /// Gives a copy of a machine an identifier of its own and announces it. Called before the copy's

@@ -19,7 +19,9 @@ pub struct GenerationState {
 impl Generation {
     /// The state to save.
     pub fn save(&self) -> GenerationState {
-        GenerationState { current: self.current }
+        GenerationState {
+            current: self.current,
+        }
     }
 
     /// The device with the saved identifier; [`Generation::renew`] follows in a copy.

@@ -13,7 +13,9 @@ fn memory() -> Arc<GuestMemoryMmap> {
 }
 
 fn seen(memory: &GuestMemoryMmap) -> [u8; 16] {
-    memory.read_obj::<[u8; 16]>(GuestAddress(layout::GENERATION.base)).unwrap()
+    memory
+        .read_obj::<[u8; 16]>(GuestAddress(layout::GENERATION.base))
+        .unwrap()
 }
 
 #[test]

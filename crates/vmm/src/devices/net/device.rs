@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
@@ -63,7 +63,10 @@ impl Tap {
         rustix::io::ioctl_fionbio(&fd, true).map_err(|error| Error::Watch(error.into()))?;
         let poller = Poller::new().map_err(Error::Watch)?;
         poller.watch(&fd, 0).map_err(Error::Watch)?;
-        Ok(Self { file: File::from(fd), poller })
+        Ok(Self {
+            file: File::from(fd),
+            poller,
+        })
     }
 }
 
@@ -80,7 +83,12 @@ pub struct Net {
 impl Net {
     /// A card with address `mac`. Without a tap the cable is out: what is sent is dropped.
     pub fn new(tap: Option<Tap>, mac: [u8; 6]) -> Self {
-        Self { tap, mac, merge: false, frame: Vec::new() }
+        Self {
+            tap,
+            mac,
+            merge: false,
+            frame: Vec::new(),
+        }
     }
 
     /// Reads frames until the tap is empty or the guest has no room.
@@ -97,7 +105,9 @@ impl Net {
     }
 
     fn read_frame(&mut self) -> bool {
-        let Some(tap) = &mut self.tap else { return false };
+        let Some(tap) = &mut self.tap else {
+            return false;
+        };
         self.frame.resize(FRAME_MAX, 0);
         let len = loop {
             match tap.file.read(&mut self.frame) {
@@ -137,7 +147,11 @@ impl Net {
         let mut at = 0;
         for chain in buffers {
             let head = chain.head_index();
-            let written = if fits { fill(chain, queues, &rest[at..]) } else { 0 };
+            let written = if fits {
+                fill(chain, queues, &rest[at..])
+            } else {
+                0
+            };
             at += written;
             parts.push((head, written as u32));
         }
@@ -164,12 +178,18 @@ impl Net {
 
 /// Bytes the guest offers in one buffer.
 fn writable_len(chain: &Chain) -> usize {
-    chain.clone().writable().map(|part| part.len() as usize).sum()
+    chain
+        .clone()
+        .writable()
+        .map(|part| part.len() as usize)
+        .sum()
 }
 
 /// Writes the start of `bytes` into a buffer and returns how much went in.
 fn fill(chain: Chain, queues: &Queues, bytes: &[u8]) -> usize {
-    let Ok(mut buffer) = chain.writer(queues.memory().as_ref()) else { return 0 };
+    let Ok(mut buffer) = chain.writer(queues.memory().as_ref()) else {
+        return 0;
+    };
     let len = buffer.available_bytes().min(bytes.len());
     match buffer.write_all(&bytes[..len]) {
         Ok(()) => len,
@@ -247,8 +267,8 @@ impl Device for Net {
         }
     }
 
-    fn poll_fd(&self) -> Option<RawFd> {
-        self.tap.as_ref().map(|tap| tap.poller.fd())
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.tap.as_ref().map(|tap| tap.poller.as_fd())
     }
 
     fn ready(&mut self, queues: &mut Queues) {

@@ -21,7 +21,10 @@ pub struct NetState {
 impl Transport<Net> {
     /// The state to save.
     pub fn save(&self) -> NetState {
-        NetState { transport: self.save_transport(), mac: self.device().mac }
+        NetState {
+            transport: self.save_transport(),
+            mac: self.device().mac,
+        }
     }
 
     /// The device as it was saved, on another tap.

@@ -1,6 +1,9 @@
 //! Two ioctls of the tap device.
 
-#![allow(unsafe_code, reason = "rustix leaves device-specific ioctls to its users")]
+#![allow(
+    unsafe_code,
+    reason = "rustix leaves device-specific ioctls to its users"
+)]
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,7 +23,5 @@ pub(super) fn set_header_len(tap: impl AsFd, len: libc::c_int) -> io::Result<()>
 /// Says which unfinished frames the reader of the tap takes (`TUN_F_*` bits).
 pub(super) fn set_offload(tap: impl AsFd, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value, as `IntegerSetter` passes it.
-    Ok(unsafe {
-        ioctl::ioctl(tap, IntegerSetter::<SET_OFFLOAD>::new_usize(flags as usize))
-    }?)
+    Ok(unsafe { ioctl::ioctl(tap, IntegerSetter::<SET_OFFLOAD>::new_usize(flags as usize)) }?)
 }

@@ -23,7 +23,11 @@ fn acpi_registers_switch_off_and_reset() {
     }
     // Sleep type 5 with the enable bit, the other bits free.
     assert_eq!(lock(&heard.0).len(), 4);
-    assert!(lock(&heard.0).drain(..).all(|event| event == PowerEvent::Off));
+    assert!(
+        lock(&heard.0)
+            .drain(..)
+            .all(|event| event == PowerEvent::Off)
+    );
     power.write(2, &[0]);
     power.write(2, &[1, 0]);
     assert!(lock(&heard.0).is_empty());

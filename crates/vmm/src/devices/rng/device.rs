@@ -15,7 +15,9 @@ pub struct Rng;
 impl Rng {
     /// Bytes written to the guest.
     fn fill(chain: Chain, queues: &Queues) -> u32 {
-        let Ok(mut buffers) = chain.writer(queues.memory().as_ref()) else { return 0 };
+        let Ok(mut buffers) = chain.writer(queues.memory().as_ref()) else {
+            return 0;
+        };
         let mut bytes = [0; REQUEST_MAX];
         let bytes = &mut bytes[..buffers.available_bytes().min(REQUEST_MAX)];
         // An answer of zero bytes makes the guest ask again; weak bytes would be used.

@@ -20,7 +20,9 @@ pub struct RngState {
 impl Transport<Rng> {
     /// The state to save.
     pub fn save(&self) -> RngState {
-        RngState { transport: self.save_transport() }
+        RngState {
+            transport: self.save_transport(),
+        }
     }
 
     /// The device as it was saved.

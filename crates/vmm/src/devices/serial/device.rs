@@ -28,7 +28,11 @@ pub struct Sink {
 impl Sink {
     /// Writes to `file`; with none, output is dropped.
     pub fn new(file: Option<File>) -> Self {
-        Self { file, line: Vec::with_capacity(LINE_MAX), written: 0 }
+        Self {
+            file,
+            line: Vec::with_capacity(LINE_MAX),
+            written: 0,
+        }
     }
 
     fn pass_on(&mut self) {
@@ -38,7 +42,11 @@ impl Sink {
         };
         if self.written + self.line.len() as u64 > OUTPUT_MAX {
             // A pipe or a terminal cannot be cut, and its reader bounds it.
-            if file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).is_ok() {
+            if file
+                .set_len(0)
+                .and_then(|()| file.seek(SeekFrom::Start(0)))
+                .is_ok()
+            {
                 file.write_all(CUT).ok();
             }
             self.written = 0;
@@ -85,7 +93,9 @@ pub struct Console(pub(super) Serial<Line, NoEvents, Sink>);
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("sink", self.0.writer()).finish_non_exhaustive()
+        f.debug_struct("Console")
+            .field("sink", self.0.writer())
+            .finish_non_exhaustive()
     }
 }
 

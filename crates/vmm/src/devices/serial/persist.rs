@@ -46,11 +46,7 @@ impl Console {
     }
 
     /// The port with the saved registers and another sink.
-    pub fn restore(
-        state: &ConsoleState,
-        sink: Sink,
-        irq: Arc<dyn IrqLine>,
-    ) -> Result<Self, Error> {
+    pub fn restore(state: &ConsoleState, sink: Sink, irq: Arc<dyn IrqLine>) -> Result<Self, Error> {
         let saved = SerialState {
             baud_divisor_low: state.baud_divisor[0],
             baud_divisor_high: state.baud_divisor[1],

@@ -119,7 +119,9 @@ impl Connection {
             }
         }
         let line = std::str::from_utf8(&self.greeting).unwrap_or_default();
-        let port = line.strip_prefix("CONNECT ").and_then(|port| port.trim_end().parse().ok());
+        let port = line
+            .strip_prefix("CONNECT ")
+            .and_then(|port| port.trim_end().parse().ok());
         match port {
             Some(port) => {
                 self.guest_port = port;
@@ -235,7 +237,8 @@ impl Connection {
 
     /// Bytes the guest has room for. None for one that takes back what it promised.
     fn credit(&self) -> u32 {
-        self.peer_room.saturating_sub((self.sent - self.peer_passed).0)
+        self.peer_room
+            .saturating_sub((self.sent - self.peer_passed).0)
     }
 
     /// The next packet for the guest, whose buffer holds `room` bytes of data after the header. Data

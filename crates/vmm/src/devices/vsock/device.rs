@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::connection::Connection;
@@ -92,7 +92,9 @@ impl Vsock {
     }
 
     fn adopt(&mut self, stream: UnixStream) {
-        let Some(listener) = &self.listener else { return };
+        let Some(listener) = &self.listener else {
+            return;
+        };
         if self.connections.len() >= CONNECTIONS_MAX || stream.set_nonblocking(true).is_err() {
             return;
         }
@@ -111,7 +113,9 @@ impl Vsock {
 
     /// A connection did something: it gets a turn, or ends.
     fn after(&mut self, port: u32) {
-        let Some(connection) = self.connections.get(&port) else { return };
+        let Some(connection) = self.connections.get(&port) else {
+            return;
+        };
         if connection.has_output() {
             if !self.turns.contains(&port) {
                 self.turns.push_back(port);
@@ -144,7 +148,9 @@ impl Vsock {
     }
 
     fn receive_one(&mut self, chain: Chain, queues: &Queues) {
-        let Ok(mut buffers) = chain.reader(queues.memory().as_ref()) else { return };
+        let Ok(mut buffers) = chain.reader(queues.memory().as_ref()) else {
+            return;
+        };
         let packet = match Packet::parse(&mut buffers, self.cid) {
             Ok(packet) => packet,
             Err(Refused::Malformed) => return,
@@ -164,7 +170,9 @@ impl Vsock {
             }
             _ if packet.op == Op::Reset => {}
             // Nobody of the host serves ports, and what is not known is gone.
-            _ => self.answers.push_back(reset(packet.guest_port, packet.host_port)),
+            _ => self
+                .answers
+                .push_back(reset(packet.guest_port, packet.host_port)),
         }
     }
 
@@ -173,7 +181,11 @@ impl Vsock {
         while !self.answers.is_empty() || !self.turns.is_empty() {
             let Some(chain) = queues.next(RX) else { return };
             let head = chain.head_index();
-            let room: usize = chain.clone().writable().map(|part| part.len() as usize).sum();
+            let room: usize = chain
+                .clone()
+                .writable()
+                .map(|part| part.len() as usize)
+                .sum();
             let Some(room) = room.checked_sub(HEADER_LEN) else {
                 queues.push(RX, head, 0);
                 continue;
@@ -188,10 +200,18 @@ impl Vsock {
     }
 
     fn write(&self, packet: &Packet, chain: Chain, queues: &Queues) -> u32 {
-        let Ok(mut buffers) = chain.writer(queues.memory().as_ref()) else { return 0 };
+        let Ok(mut buffers) = chain.writer(queues.memory().as_ref()) else {
+            return 0;
+        };
         let data = &self.data[..packet.len as usize];
-        let done = packet.write(&mut buffers, self.cid).and_then(|()| buffers.write_all(data));
-        if done.is_ok() { HEADER_LEN as u32 + packet.len } else { 0 }
+        let done = packet
+            .write(&mut buffers, self.cid)
+            .and_then(|()| buffers.write_all(data));
+        if done.is_ok() {
+            HEADER_LEN as u32 + packet.len
+        } else {
+            0
+        }
     }
 
     /// The next packet for the guest; its data is in `self.data`.
@@ -200,7 +220,9 @@ impl Vsock {
             return Some(answer);
         }
         while let Some(port) = self.turns.pop_front() {
-            let Some(connection) = self.connections.get_mut(&port) else { continue };
+            let Some(connection) = self.connections.get_mut(&port) else {
+                continue;
+            };
             let packet = connection.next(room.min(DATA_MAX), &mut self.data);
             self.after(port);
             if packet.is_some() {
@@ -229,11 +251,21 @@ impl Vsock {
 }
 
 fn following(port: u32) -> u32 {
-    port.checked_add(1).filter(|port| *port < u32::MAX).unwrap_or(FIRST_PORT)
+    port.checked_add(1)
+        .filter(|port| *port < u32::MAX)
+        .unwrap_or(FIRST_PORT)
 }
 
 fn reset(guest_port: u32, host_port: u32) -> Packet {
-    Packet { guest_port, host_port, op: Op::Reset, flags: 0, len: 0, buf_alloc: 0, fwd_cnt: 0 }
+    Packet {
+        guest_port,
+        host_port,
+        op: Op::Reset,
+        flags: 0,
+        len: 0,
+        buf_alloc: 0,
+        fwd_cnt: 0,
+    }
 }
 
 impl Device for Vsock {
@@ -282,12 +314,16 @@ impl Device for Vsock {
         }
     }
 
-    fn poll_fd(&self) -> Option<RawFd> {
-        self.listener.as_ref().map(|listener| listener.poller.fd())
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener
+            .as_ref()
+            .map(|listener| listener.poller.as_fd())
     }
 
     fn ready(&mut self, queues: &mut Queues) {
-        let Some(listener) = &self.listener else { return };
+        let Some(listener) = &self.listener else {
+            return;
+        };
         for token in listener.poller.take() {
             match u32::try_from(token) {
                 Ok(port) => {

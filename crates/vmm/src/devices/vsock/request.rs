@@ -95,7 +95,9 @@ impl Packet {
     /// Parses a packet the guest `cid` sends; `packet` is left at its data.
     pub fn parse(packet: &mut Reader<'_>, cid: u64) -> Result<Self, Refused> {
         let mut bytes = [0; HEADER_LEN];
-        packet.read_exact(&mut bytes).map_err(|_| Refused::Malformed)?;
+        packet
+            .read_exact(&mut bytes)
+            .map_err(|_| Refused::Malformed)?;
         let u32_at = |at: usize| u32::from_le_bytes(array(&bytes, at));
         let u64_at = |at: usize| u64::from_le_bytes(array(&bytes, at));
         let u16_at = |at: usize| u16::from_le_bytes(array(&bytes, at));
@@ -112,7 +114,15 @@ impl Packet {
             return Err(unwanted);
         }
         let (flags, buf_alloc, fwd_cnt) = (u32_at(32), u32_at(36), u32_at(40));
-        Ok(Self { guest_port, host_port, op, flags, len, buf_alloc, fwd_cnt })
+        Ok(Self {
+            guest_port,
+            host_port,
+            op,
+            flags,
+            len,
+            buf_alloc,
+            fwd_cnt,
+        })
     }
 
     /// Writes the header of a packet for the guest `cid`.
@@ -133,5 +143,7 @@ impl Packet {
 }
 
 fn array<const N: usize>(bytes: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("fields lie inside the header")
+    bytes[at..at + N]
+        .try_into()
+        .expect("fields lie inside the header")
 }

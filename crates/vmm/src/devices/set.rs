@@ -1,0 +1,494 @@
+//! All devices of a Linux guest: which there are, made together, found on the buses, saved and made again.
+//!
+//! The order of virtio devices is the order in which Linux finds them, so it is fixed: disks (the
+//! first is `vda`), network card, sockets, entropy.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestMemoryMmap;
+
+use super::block::{self, Block, BlockState, Disk};
+use super::generation::{Generation, GenerationState};
+use super::net::{self, Net, NetState, Tap};
+use super::power::{Keyboard, Power, PowerSink};
+use super::rng::{Rng, RngState};
+use super::serial::{Console, ConsoleState, Sink};
+use super::vsock::{Listener, Vsock, VsockState};
+use crate::boot::{acpi, layout};
+use crate::bus::{self, Bus, BusDevice, IrqLine, Range, Shared, lock};
+use crate::virtio::poll::Poller;
+use crate::virtio::{self, Device, Transport};
+
+/// Most disks of a machine: the slots that are left by the other devices.
+pub const DISKS_MAX: usize = layout::VIRTIO_SLOTS as usize - 3;
+
+/// Which devices a machine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Disks in order; true where writes are refused.
+    pub disks: Vec<bool>,
+    /// Address of the network card, if there is one.
+    pub mac: Option<[u8; 6]>,
+    /// Address of the guest for sockets, if there are any. 3 or more.
+    pub cid: Option<u32>,
+}
+
+impl Plan {
+    /// What the tables of the machine must describe.
+    pub fn machine(&self, cpus: u8) -> acpi::Machine {
+        acpi::Machine {
+            cpus,
+            virtio: self.slots(),
+        }
+    }
+
+    fn slots(&self) -> u8 {
+        let disks = u8::try_from(self.disks.len()).unwrap_or(u8::MAX);
+        disks
+            .saturating_add(u8::from(self.mac.is_some()))
+            .saturating_add(u8::from(self.cid.is_some()))
+            .saturating_add(1)
+    }
+}
+
+/// What the devices use of the host, new for every machine.
+#[derive(Debug, Default)]
+pub struct Handles {
+    /// One for each disk of the plan.
+    pub disks: Vec<File>,
+    /// The network card's tap.
+    pub tap: Option<OwnedFd>,
+    /// The unix socket programs of the host connect to.
+    pub vsock: Option<OwnedFd>,
+    /// Where the console writes.
+    pub console: Option<OwnedFd>,
+}
+
+/// What the devices use of the machine.
+#[derive(Debug, Clone)]
+pub struct Wiring<'a, I> {
+    /// Guest memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// Makes the line of an interrupt number.
+    pub irq: &'a I,
+    /// Who hears that the guest switched itself off.
+    pub power: Arc<dyn PowerSink>,
+}
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// More disks than there are slots for.
+    #[error("{0} disks are too many; a machine has at most {DISKS_MAX}")]
+    TooManyDisks(usize),
+    /// A file is missing or superfluous.
+    #[error("{given} disk files were given for {planned} disks")]
+    DiskCount {
+        /// Files.
+        given: usize,
+        /// Disks of the machine.
+        planned: usize,
+    },
+    /// A file is no disk.
+    #[error("disk {index}")]
+    Disk {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: block::device::Error,
+    },
+    /// A saved disk and a file do not go together.
+    #[error("disk {index} of the saved machine")]
+    DiskState {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: block::persist::Error,
+    },
+    /// The tap is unusable.
+    #[error("the network device")]
+    Net(#[source] net::device::Error),
+    /// The listener is unusable.
+    #[error("could not listen for connections to the guest")]
+    Listen(#[source] std::io::Error),
+    /// No descriptors left, or no memory.
+    #[error("could not watch the devices' descriptors; raise the limit on open files (ulimit -n)")]
+    Watch(#[source] io::Error),
+    /// No generation identifier.
+    #[error("the generation identifier")]
+    Generation(#[from] super::generation::device::Error),
+    /// A saved console is impossible.
+    #[error("the console of the saved machine")]
+    Console(#[from] super::serial::persist::Error),
+    /// A saved transport is impossible.
+    #[error("device {device} of the saved machine")]
+    State {
+        /// Which.
+        device: &'static str,
+        /// Why.
+        #[source]
+        source: virtio::Error,
+    },
+    /// The saved description is not one.
+    #[error("the saved state of device {device} is damaged or of another version")]
+    Format {
+        /// Which.
+        device: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The description lacks a device.
+    #[error("the saved machine has no device {0}")]
+    Missing(String),
+    /// Two devices in one place.
+    #[error("could not place device {device} on the bus")]
+    Place {
+        /// Which.
+        device: &'static str,
+        /// Why.
+        #[source]
+        source: bus::Error,
+    },
+}
+
+/// The devices of one machine.
+#[derive(Debug)]
+pub struct Set {
+    plan: Plan,
+    disks: Vec<Shared<Transport<Block>>>,
+    net: Option<Shared<Transport<Net>>>,
+    vsock: Option<Shared<Transport<Vsock>>>,
+    rng: Shared<Transport<Rng>>,
+    console: Shared<Console>,
+    generation: Shared<Generation>,
+    power: Shared<Power>,
+    keyboard: Shared<Keyboard>,
+    poller: Poller,
+}
+
+/// Saved devices by name.
+pub type Saved = BTreeMap<String, serde_json::Value>;
+
+fn shared<T>(device: T) -> Shared<T> {
+    Arc::new(Mutex::new(device))
+}
+
+/// The slots of virtio devices, given out in order.
+struct Slots<'a, I>(u8, &'a Wiring<'a, I>);
+
+impl<I: Fn(u32) -> Arc<dyn IrqLine>> Slots<'_, I> {
+    fn next(&mut self) -> (Arc<GuestMemoryMmap>, Arc<dyn IrqLine>) {
+        let gsi = layout::virtio_gsi(self.0);
+        self.0 += 1;
+        (self.1.memory.clone(), (self.1.irq)(gsi))
+    }
+
+    fn put<D: Device>(&mut self, device: D) -> Shared<Transport<D>> {
+        let (memory, irq) = self.next();
+        shared(Transport::new(device, memory, irq))
+    }
+}
+
+impl Plan {
+    fn check(&self, handles: &Handles) -> Result<(), Error> {
+        let (planned, given) = (self.disks.len(), handles.disks.len());
+        match planned {
+            _ if planned > DISKS_MAX => Err(Error::TooManyDisks(planned)),
+            _ if planned != given => Err(Error::DiskCount { given, planned }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn open_disk((index, (file, read_only)): (usize, (File, &bool))) -> Result<Disk, Error> {
+    Disk::new(file, *read_only).map_err(|source| Error::Disk { index, source })
+}
+
+fn open_tap(fd: Option<OwnedFd>) -> Result<Option<Tap>, Error> {
+    fd.map(Tap::new).transpose().map_err(Error::Net)
+}
+
+fn open_listener(fd: Option<OwnedFd>) -> Result<Option<Listener>, Error> {
+    fd.map(Listener::new).transpose().map_err(Error::Listen)
+}
+
+impl Set {
+    /// Makes the devices of a machine that has never run.
+    pub fn new<I>(plan: Plan, handles: Handles, wiring: &Wiring<'_, I>) -> Result<Self, Error>
+    where
+        I: Fn(u32) -> Arc<dyn IrqLine>,
+    {
+        plan.check(&handles)?;
+        let mut slots = Slots(0, wiring);
+        let mut disks = Vec::new();
+        for (index, found) in handles.disks.into_iter().zip(&plan.disks).enumerate() {
+            let disk = open_disk((index, found))?;
+            disks.push(slots.put(Block::new(disk, &format!("forkd-disk-{index}"))));
+        }
+        let tap = open_tap(handles.tap)?;
+        let net = plan.mac.map(|mac| slots.put(Net::new(tap, mac)));
+        let listener = open_listener(handles.vsock)?;
+        let vsock = plan
+            .cid
+            .map(|cid| slots.put(Vsock::new(u64::from(cid), listener)));
+        let rng = slots.put(Rng);
+        let sink = Sink::new(handles.console.map(File::from));
+        let console = shared(Console::new(sink, (wiring.irq)(layout::SERIAL_GSI)));
+        let line = (wiring.irq)(layout::GENERATION_GSI);
+        let generation = shared(Generation::new(wiring.memory.clone(), line)?);
+        let power = shared(Power::new(wiring.power.clone()));
+        let keyboard = shared(Keyboard::new(wiring.power.clone()));
+        let poller = Poller::new().map_err(Error::Watch)?;
+        let set = Self {
+            plan,
+            disks,
+            net,
+            vsock,
+            rng,
+            console,
+            generation,
+            power,
+            keyboard,
+            poller,
+        };
+        set.watch().map_err(Error::Watch)?;
+        Ok(set)
+    }
+
+    /// Makes the devices of a copy of a machine. Call [`Set::resume`] before its first instruction.
+    pub fn restore<I>(
+        saved: &Saved,
+        handles: Handles,
+        wiring: &Wiring<'_, I>,
+    ) -> Result<Self, Error>
+    where
+        I: Fn(u32) -> Arc<dyn IrqLine>,
+    {
+        let plan: Plan = get(saved, PLAN)?;
+        plan.check(&handles)?;
+        let mut slots = Slots(0, wiring);
+        let mut disks = Vec::new();
+        for (index, found) in handles.disks.into_iter().zip(&plan.disks).enumerate() {
+            let disk = open_disk((index, found))?;
+            let state: BlockState = get(saved, &disk_name(index))?;
+            let (memory, irq) = slots.next();
+            let device = Transport::<Block>::restore(&state, disk, memory, irq)
+                .map_err(|source| Error::DiskState { index, source })?;
+            disks.push(shared(device));
+        }
+        let mut net = None;
+        if plan.mac.is_some() {
+            let state: NetState = get(saved, NET)?;
+            let (memory, irq) = slots.next();
+            let device = Transport::<Net>::restore(&state, open_tap(handles.tap)?, memory, irq);
+            net = Some(shared(device.map_err(failed(NET))?));
+        }
+        let mut vsock = None;
+        if plan.cid.is_some() {
+            let state: VsockState = get(saved, VSOCK)?;
+            let (memory, irq) = slots.next();
+            let listener = open_listener(handles.vsock)?;
+            let device = Transport::<Vsock>::restore(&state, listener, memory, irq);
+            vsock = Some(shared(device.map_err(failed(VSOCK))?));
+        }
+        let state: RngState = get(saved, RNG)?;
+        let (memory, irq) = slots.next();
+        let rng = shared(Transport::<Rng>::restore(&state, memory, irq).map_err(failed(RNG))?);
+        let state: ConsoleState = get(saved, CONSOLE)?;
+        let sink = Sink::new(handles.console.map(File::from));
+        let console = Console::restore(&state, sink, (wiring.irq)(layout::SERIAL_GSI))?;
+        let state: GenerationState = get(saved, GENERATION)?;
+        let line = (wiring.irq)(layout::GENERATION_GSI);
+        let generation = Generation::restore(&state, wiring.memory.clone(), line);
+        let power = shared(Power::new(wiring.power.clone()));
+        let keyboard = shared(Keyboard::new(wiring.power.clone()));
+        let (console, generation) = (shared(console), shared(generation));
+        let poller = Poller::new().map_err(Error::Watch)?;
+        let set = Self {
+            plan,
+            disks,
+            net,
+            vsock,
+            rng,
+            console,
+            generation,
+            power,
+            keyboard,
+            poller,
+        };
+        set.watch().map_err(Error::Watch)?;
+        Ok(set)
+    }
+
+    /// What is kept of each device. The vCPUs are parked, so no request is under way.
+    pub fn save(&self) -> Result<Saved, Error> {
+        let mut saved = Saved::new();
+        put(&mut saved, PLAN, &self.plan)?;
+        for (index, disk) in self.disks.iter().enumerate() {
+            put(&mut saved, &disk_name(index), &lock(disk).save())?;
+        }
+        if let Some(net) = &self.net {
+            put(&mut saved, NET, &lock(net).save())?;
+        }
+        if let Some(vsock) = &self.vsock {
+            put(&mut saved, VSOCK, &lock(vsock).save())?;
+        }
+        put(&mut saved, RNG, &lock(&self.rng).save())?;
+        put(&mut saved, CONSOLE, &lock(&self.console).save())?;
+        put(&mut saved, GENERATION, &lock(&self.generation).save())?;
+        Ok(saved)
+    }
+
+    /// A copy is about to run: it gets an identifier of its own, hears that its connections are gone,
+    /// and takes up what waited. The interrupt controllers must have been restored.
+    pub fn resume(&self) -> Result<(), Error> {
+        lock(&self.generation).renew()?;
+        for disk in &self.disks {
+            lock(disk).resume();
+        }
+        if let Some(net) = &self.net {
+            lock(net).resume();
+        }
+        if let Some(vsock) = &self.vsock {
+            lock(vsock).resume();
+        }
+        lock(&self.rng).resume();
+        Ok(())
+    }
+
+    /// Puts every device where the tables say it is.
+    pub fn place(&self, pio: &mut Bus, mmio: &mut Bus) -> Result<(), Error> {
+        put_on(pio, layout::SERIAL, CONSOLE, self.console.clone())?;
+        put_on(pio, layout::POWER, POWER, self.power.clone())?;
+        put_on(pio, layout::KEYBOARD, KEYBOARD, self.keyboard.clone())?;
+        let mut slots = (0..).map(layout::virtio);
+        let mut place = |name, device: Shared<dyn BusDevice>| match slots.next() {
+            Some(range) => put_on(mmio, range, name, device),
+            None => Ok(()),
+        };
+        for disk in &self.disks {
+            place("disk", disk.clone())?;
+        }
+        if let Some(net) = &self.net {
+            place(NET, net.clone())?;
+        }
+        if let Some(vsock) = &self.vsock {
+            place(VSOCK, vsock.clone())?;
+        }
+        place(RNG, self.rng.clone())
+    }
+
+    /// Serves what happened on the host's side. Called when [`Set::as_fd`] is readable.
+    pub fn serve(&self) {
+        for token in self.poller.take() {
+            let Ok(slot) = usize::try_from(token) else {
+                continue;
+            };
+            if let Some(disk) = self.disks.get(slot) {
+                lock(disk).host_ready();
+            }
+            match (token, &self.net, &self.vsock) {
+                (NET_TOKEN, Some(net), _) => lock(net).host_ready(),
+                (VSOCK_TOKEN, _, Some(vsock)) => lock(vsock).host_ready(),
+                (RNG_TOKEN, ..) => lock(&self.rng).host_ready(),
+                _ => {}
+            }
+        }
+    }
+
+    fn watch(&self) -> io::Result<()> {
+        for (token, disk) in (0..).zip(&self.disks) {
+            lock(disk).watch(&self.poller, token)?;
+        }
+        if let Some(net) = &self.net {
+            lock(net).watch(&self.poller, NET_TOKEN)?;
+        }
+        if let Some(vsock) = &self.vsock {
+            lock(vsock).watch(&self.poller, VSOCK_TOKEN)?;
+        }
+        lock(&self.rng).watch(&self.poller, RNG_TOKEN)
+    }
+
+    /// The machine stops: output that is still held is passed on.
+    pub fn flush(&self) {
+        lock(&self.console).flush();
+    }
+
+    /// Which devices there are.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The identifier the guest sees.
+    pub fn generation(&self) -> [u8; 16] {
+        lock(&self.generation).current()
+    }
+}
+
+/// Tokens of the devices that are no disks; a disk's is its number.
+const NET_TOKEN: u64 = 1000;
+const VSOCK_TOKEN: u64 = 1001;
+const RNG_TOKEN: u64 = 1002;
+
+impl AsFd for Set {
+    /// Readable while [`Set::serve`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+}
+
+const PLAN: &str = "plan";
+const NET: &str = "net";
+const VSOCK: &str = "vsock";
+const RNG: &str = "rng";
+const CONSOLE: &str = "console";
+const GENERATION: &str = "generation";
+const POWER: &str = "power";
+const KEYBOARD: &str = "keyboard";
+
+fn disk_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
+fn put<T: Serialize>(saved: &mut Saved, name: &str, state: &T) -> Result<(), Error> {
+    let value = serde_json::to_value(state).map_err(|source| Error::Format {
+        device: name.to_owned(),
+        source,
+    })?;
+    saved.insert(name.to_owned(), value);
+    Ok(())
+}
+
+fn get<T: DeserializeOwned>(saved: &Saved, name: &str) -> Result<T, Error> {
+    let value = saved
+        .get(name)
+        .ok_or_else(|| Error::Missing(name.to_owned()))?;
+    T::deserialize(value).map_err(|source| Error::Format {
+        device: name.to_owned(),
+        source,
+    })
+}
+
+fn failed(device: &'static str) -> impl Fn(virtio::Error) -> Error {
+    move |source| Error::State { device, source }
+}
+
+fn put_on(
+    bus: &mut Bus,
+    range: Range,
+    device: &'static str,
+    shared: Shared<dyn BusDevice>,
+) -> Result<(), Error> {
+    bus.insert(range, shared)
+        .map_err(|source| Error::Place { device, source })
+}
