@@ -130,8 +130,11 @@ mod tests {
         let mut expected = [by_file.id(), by_name.id()];
         expected.sort_unstable();
         assert_eq!(killed, expected);
-        assert!(!by_file.wait().unwrap().success());
-        assert!(!by_name.wait().unwrap().success());
+        for child in [&mut by_file, &mut by_name] {
+            assert!(process::identity_of(child.id()).unwrap().is_none(), "not gone");
+            // Reaped above already, so there is nothing left to wait for.
+            assert!(child.wait().is_err());
+        }
         assert!(
             bystander.try_wait().unwrap().is_none(),
             "a bystander was killed"
