@@ -44,7 +44,7 @@ pub(crate) fn snapshot(view: SnapshotView) -> SnapshotInfo {
     }
 }
 
-fn snapshot_state(status: view::SnapshotStatus) -> SnapshotState {
+pub(crate) fn snapshot_state(status: view::SnapshotStatus) -> SnapshotState {
     match status {
         view::SnapshotStatus::Writing => SnapshotState::Writing,
         view::SnapshotStatus::Ready => SnapshotState::Ready,

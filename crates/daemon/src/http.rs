@@ -2,4 +2,5 @@
 
 pub(crate) mod error;
 pub(crate) mod extract;
+pub(crate) mod observe;
 pub(crate) mod router;

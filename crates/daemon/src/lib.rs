@@ -10,14 +10,29 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod args;
+pub mod audit;
+pub mod auth;
+pub mod config;
 mod convert;
+mod engine;
 mod http;
 mod images;
+mod metrics;
+pub mod openapi;
 mod paths;
 mod routes;
+mod run;
+mod serve;
 mod state;
+pub mod tls;
 
+pub use args::{EngineArgs, EngineName, OnExit, ServeArgs};
+pub use config::Config;
+pub use engine::select as select_engine;
 pub use http::error::ApiError;
 pub use http::router::router;
 pub use paths::{NodePaths, PathArgs};
+pub use run::run_serve;
+pub use serve::{Error, Opened, open_node, serve};
 pub use state::Options;

@@ -1,23 +1,41 @@
 //! Puts the routes together.
 
-use axum::Router;
+use std::sync::LazyLock;
+
+use axum::extract::DefaultBodyLimit;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Router, middleware};
 use forkd_sandbox::Node;
 use forkd_wire::error::ErrorCode;
-use http::{Method, Uri};
+use http::{Method, Uri, header};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes as routes_of;
 
 use crate::ApiError;
+use crate::http::observe::observe;
+use crate::openapi;
 use crate::routes::{node, sandboxes, snapshots};
 use crate::state::{App, Options};
 
+/// Largest JSON body, bytes: room for a thousand lines of code and an environment.
+const JSON_BODY_MAX: usize = 2 * 1024 * 1024;
+
 /// The daemon's whole interface over a node, for a listener or for a caller in the same process.
 pub fn router(node: Node, options: Options) -> Router {
-    let app = App::new(node, options);
+    with_app(App::new(node, options))
+}
+
+pub(crate) fn with_app(app: App) -> Router {
     let (routes, _document) = routes().split_for_parts();
+    let observed = middleware::from_fn_with_state(app.clone(), observe);
     routes
+        .route("/healthz/", get(node::healthz))
+        .route("/openapi.json", get(openapi_json))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(JSON_BODY_MAX))
+        .layer(observed)
         .with_state(app)
 }
 
@@ -27,6 +45,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes_of!(node::healthz))
         .routes(routes_of!(node::readyz))
         .routes(routes_of!(node::version))
+        .routes(routes_of!(node::metrics))
         .routes(routes_of!(node::lineage))
         .routes(routes_of!(snapshots::list, snapshots::create))
         .routes(routes_of!(snapshots::remove))
@@ -38,6 +57,15 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes_of!(sandboxes::resume))
         .routes(routes_of!(sandboxes::memory))
         .routes(routes_of!(sandboxes::branch))
+}
+
+/// The description of the interface, made once.
+async fn openapi_json() -> impl IntoResponse {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(openapi::document_json);
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        DOCUMENT.as_str(),
+    )
 }
 
 async fn unknown_route(uri: Uri) -> ApiError {

@@ -1,14 +1,17 @@
 //! The daemon itself and the node as a whole.
 
+use axum::Extension;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use forkd_sandbox::view::SandboxStatus;
 use forkd_wire::api::node::{
     Healthy, Lineage, LineageSandbox, LineageSnapshot, Readiness, ReadinessCheck, Version,
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 
 use super::failures::Failures;
 use crate::ApiError;
+use crate::auth::Caller;
 use crate::convert;
 use crate::http::extract::Json;
 use crate::state::App;
@@ -20,26 +23,46 @@ pub(crate) async fn healthz() -> Json<Healthy> {
     Json(Healthy { ok: true })
 }
 
-/// Whether sandboxes can be made, and what is missing if not.
+/// Whether sandboxes can be made, and, for callers with a token, what is missing if not.
 #[utoipa::path(get, path = "/readyz", tag = "node",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness), Failures))]
-pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Readiness>) {
+pub(crate) async fn readyz(
+    State(app): State<App>,
+    caller: Option<Extension<Caller>>,
+) -> (StatusCode, Json<Readiness>) {
     let store = match app.node().snapshots().await {
         Ok(_) => None,
         Err(error) => Some(error.chain()),
     };
-    let checks = vec![ReadinessCheck {
-        name: "store".to_owned(),
-        ok: store.is_none(),
-        problem: store,
-    }];
+    let draining = app
+        .is_draining()
+        .then(|| "the daemon is shutting down".to_owned());
+    let check = |name: &str, problem: Option<String>| ReadinessCheck {
+        name: name.to_owned(),
+        ok: problem.is_none(),
+        problem,
+    };
+    let mut checks = vec![check("store", store), check("lifecycle", draining)];
     let ready = checks.iter().all(|check| check.ok);
+    // Probes have no token. Whoever has none learns only whether it is ready.
+    if caller.is_none() {
+        checks.clear();
+    }
     let status = if ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
     (status, Json(Readiness { ready, checks }))
+}
+
+/// Counters, gauges and histograms in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "node",
+    responses((status = 200, content_type = "text/plain", body = String), Failures))]
+pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
+    let snapshots = app.node().snapshots().await?;
+    let text = app.metrics().render(&app.node().sandboxes(), &snapshots);
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 
 /// The daemon's version and engine.

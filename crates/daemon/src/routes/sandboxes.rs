@@ -39,7 +39,12 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let request = fork_request(&body)?;
     let partial = request.partial;
-    let outcome = detached(async move { Ok(app.node().fork(request).await?) }).await?;
+    let outcome = detached(async move {
+        let outcome = app.node().fork(request).await?;
+        app.metrics().fork(&outcome);
+        Ok(outcome)
+    });
+    let outcome = outcome.await?;
     let stages = stage_headers(&outcome);
     let children = outcome.children.into_iter();
     if partial {
@@ -252,7 +257,14 @@ pub(crate) async fn branch(
         full: mode == BranchMode::Full,
         wait: body.wait,
     };
-    let view = detached(async move { Ok(app.node().branch(request).await?) }).await;
+    let place = app.branch_place()?;
+    let view = detached(async move {
+        let view = app.node().branch(request).await?;
+        app.metrics().branch(view.pause);
+        drop(place);
+        Ok(view)
+    });
+    let view = view.await;
     let view = view.map_err(|error| match error.code() {
         ErrorCode::Busy => error.status(StatusCode::SERVICE_UNAVAILABLE),
         _ => error,

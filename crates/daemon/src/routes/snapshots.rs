@@ -62,7 +62,7 @@ pub(crate) async fn create(
         let events = Sse::new(steps(app, request)).keep_alive(KeepAlive::default());
         return Ok(events.into_response());
     }
-    let outcome = detached(async move { Ok(app.node().create_snapshot(request, None).await?) });
+    let outcome = detached(make(app, request, None));
     Ok((StatusCode::CREATED, Json(created(outcome.await?))).into_response())
 }
 
@@ -92,15 +92,20 @@ fn created(outcome: SnapshotOutcome) -> SnapshotInfo {
     info
 }
 
+async fn make(app: App, request: SnapshotRequest, steps: Steps) -> Outcome {
+    let outcome = app.node().create_snapshot(request, steps).await?;
+    app.metrics().snapshot(&outcome.stages);
+    Ok(outcome)
+}
+
+type Steps = Option<mpsc::UnboundedSender<SnapshotStep>>;
 type Outcome = Result<SnapshotOutcome, ApiError>;
 
 /// The steps as they begin, then the result. The work goes on when the reader leaves.
 fn steps(app: App, request: SnapshotRequest) -> impl Stream<Item = Result<Event, Infallible>> {
     let begun = Instant::now();
     let (tell, steps) = mpsc::unbounded_channel::<SnapshotStep>();
-    let work = tokio::spawn(detached(async move {
-        Ok(app.node().create_snapshot(request, Some(tell)).await?)
-    }));
+    let work = tokio::spawn(make(app, request, Some(tell)));
     futures_util::stream::unfold(Some((steps, work)), move |state| async move {
         let (mut steps, work) = state?;
         if let Some(step) = steps.recv().await {

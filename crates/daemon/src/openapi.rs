@@ -1,0 +1,37 @@
+//! The interface's own description, made from the routes.
+
+use forkd_wire::api;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, OpenApi as Document};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "forkd",
+        description = "Forks warmed virtual machines into sandboxes.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    components(schemas(api::error::ErrorBody)),
+    security(("token" = []), ())
+)]
+struct Base;
+
+/// The document of all routes.
+pub fn document() -> Document {
+    let (_, routes) = crate::http::router::routes().split_for_parts();
+    let mut document = Base::openapi().merge_from(routes);
+    let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let components = document.components.take().unwrap_or_default();
+    let components = ComponentsBuilder::from(components).security_scheme("token", token);
+    document.components = Some(components.build());
+    document
+}
+
+/// The document as it is served and checked in.
+pub fn document_json() -> String {
+    // Maps with string keys only: serialising cannot fail.
+    let mut text = document().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}

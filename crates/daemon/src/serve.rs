@@ -1,0 +1,190 @@
+//! The daemon from start to end: settings, lock, node, listener, signals, drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use forkd_engine::{Engine, Lifetime};
+use forkd_host::file::LockFile;
+use forkd_sandbox::Node;
+use forkd_sandbox::spec::NodeConfig;
+use forkd_sandbox::view::{Close, Recovery};
+use tokio::net::TcpListener;
+
+use crate::args::OnExit;
+use crate::audit::{self, Audit};
+use crate::auth::{Access, tokens};
+use crate::config::Config;
+use crate::paths::NodePaths;
+use crate::state::{App, Options};
+use crate::tls::{self, Tls};
+use crate::{engine, http};
+
+mod connections;
+mod reload;
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another daemon owns the state, or the lock cannot be had.
+    #[error("cannot lock the state {}; one daemon at a time may use it", .path.display())]
+    Lock {
+        /// The state.
+        path: PathBuf,
+        /// Why; names the other daemon's pid.
+        #[source]
+        source: forkd_host::file::Error,
+    },
+    /// A directory cannot be made.
+    #[error("cannot make the directory {}", .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The tokens cannot be used.
+    #[error("the tokens cannot be used")]
+    Tokens(#[source] tokens::Error),
+    /// The audit log cannot be written.
+    #[error("requests cannot be written down")]
+    Audit(#[source] audit::Error),
+    /// TLS cannot be served.
+    #[error("TLS cannot be served")]
+    Tls(#[source] tls::Error),
+    /// No engine.
+    #[error("no engine can be used")]
+    Engine(#[source] forkd_engine::Error),
+    /// The heart refuses to start; it says why and what would help.
+    #[error("the node cannot be opened{}", .0.remedy().map(|r| format!(" (remedy: {r})")).unwrap_or_default())]
+    Node(#[source] forkd_sandbox::Error),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}; name another with --bind")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot receive signals")]
+    Signals(#[source] io::Error),
+}
+
+/// A node with the lock that keeps others away from its state.
+#[derive(Debug)]
+pub struct Opened {
+    /// The node.
+    pub node: Node,
+    /// What was found and done when it was opened.
+    pub recovery: Recovery,
+    /// Held for as long as the node is used.
+    pub lock: LockFile,
+}
+
+/// Opens the node of these paths, for the daemon or for one command.
+pub async fn open_node(
+    paths: &NodePaths,
+    engine: Arc<dyn Engine>,
+    lifetime: Lifetime,
+) -> Result<Opened, Error> {
+    let state_dir = paths.state.parent().unwrap_or(&paths.data);
+    for dir in [
+        &paths.data,
+        &paths.snapshots,
+        &paths.run,
+        &state_dir.to_owned(),
+    ] {
+        tokio::fs::create_dir_all(dir)
+            .await
+            .map_err(|source| Error::Directory {
+                path: dir.clone(),
+                source,
+            })?;
+    }
+    let lock = LockFile::acquire(&paths.lock()).map_err(|source| Error::Lock {
+        path: paths.state.clone(),
+        source,
+    })?;
+    let config = NodeConfig {
+        snapshot_root: paths.snapshots.clone(),
+        state: paths.state.clone(),
+        run_dir: paths.run.clone(),
+        lifetime,
+    };
+    let (node, recovery) = Node::open(config, engine).await.map_err(Error::Node)?;
+    Ok(Opened {
+        node,
+        recovery,
+        lock,
+    })
+}
+
+/// Runs the daemon until a signal ends it.
+pub async fn serve(config: Config) -> Result<(), Error> {
+    let audit = match &config.audit_log {
+        Some(path) => Audit::to_file(path).map_err(Error::Audit)?,
+        None => Audit::off(),
+    };
+    let access = match &config.token_file {
+        Some(path) => Access::from_path(path).map_err(Error::Tokens)?,
+        None => Access::open(),
+    };
+    let tls = match &config.tls {
+        Some((cert, key)) => Some(Arc::new(Tls::open(cert, key).map_err(Error::Tls)?)),
+        None => None,
+    };
+    // The address first: whoever is told that it is taken should not have had his state touched.
+    let bound = |source| Error::Bind {
+        addr: config.bind,
+        source,
+    };
+    let listener = TcpListener::bind(config.bind).await.map_err(bound)?;
+    let addr = listener.local_addr().map_err(bound)?;
+    let signals = reload::Signals::new().map_err(Error::Signals)?;
+
+    let engine = engine::select(config.engine).map_err(Error::Engine)?;
+    let lifetime = match config.on_exit {
+        OnExit::Keep => Lifetime::Survive,
+        OnExit::Kill => Lifetime::DieWithParent,
+    };
+    let opened = open_node(&config.paths, engine, lifetime).await?;
+    tracing::info!(recovery = ?opened.recovery, "node opened");
+    let app = App::new(
+        opened.node.clone(),
+        Options {
+            paths: config.paths.clone(),
+            access: Arc::new(access),
+            audit: Arc::new(audit),
+            branch_concurrency: config.branch_concurrency,
+        },
+    );
+    let router = http::router::with_app(app.clone());
+    connections::raise_file_limit();
+    let serving = connections::Serving {
+        app: app.clone(),
+        router,
+        tls: tls.clone(),
+        max: config.max_connections,
+    };
+    tracing::info!(%addr, tls = tls.is_some(), engine = opened.node.engine(), "serving");
+    let watch = tokio::spawn(reload::watch(app.clone(), tls, config.token_file.clone()));
+    connections::serve(listener, serving, signals, config.drain).await;
+    watch.abort();
+    close(&opened.node, config.on_exit).await;
+    Ok(())
+}
+
+async fn close(node: &Node, on_exit: OnExit) {
+    let how = match on_exit {
+        OnExit::Keep => Close::Leave,
+        OnExit::Kill => Close::KillAll,
+    };
+    for error in node.close(how).await {
+        tracing::error!(error = error.chain(), "left behind");
+    }
+    tracing::info!("ended");
+}
