@@ -4,6 +4,8 @@
 //! any point leaves no layer without its base, and nothing that a later [`Store::gc`] cannot delete.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use forkd_host::file::{self, DirLock};
 use forkd_wire::id::Tag;
@@ -15,6 +17,12 @@ use crate::id::SnapshotId;
 use crate::lineage::Graph;
 use crate::manifest::{MANIFEST, SnapshotRef};
 use crate::store::{Snapshot, Store};
+
+/// A program being started holds copies of all our locks between its fork and its exec. So a lock that
+/// was let go may seem held for a moment more; only after this long it counts as held.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How often it is tried.
+const TICK: Duration = Duration::from_millis(5);
 
 /// What to do about snapshots that lie over the one to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +54,12 @@ struct Trash {
 impl Store {
     /// Removes a snapshot, also one that is damaged. Refuses while something uses it.
     pub fn remove(&self, tag: &Tag, dependents: Dependents) -> Result<Removed, Error> {
-        let (removed, trash) = {
-            let _names = self.lock_names()?;
-            self.move_away(tag, dependents)?
+        let end = Instant::now() + PATIENCE;
+        let (removed, trash) = loop {
+            match self.try_remove(tag, dependents) {
+                Err(Error::InUse { .. }) if Instant::now() < end => thread::sleep(TICK),
+                done => break done?,
+            }
         };
         delete(trash)?;
         Ok(removed)
@@ -67,6 +78,15 @@ impl Store {
             count += file::sweep(self.root(), stem).map_err(Error::file)?.len();
         }
         Ok(count)
+    }
+
+    fn try_remove(
+        &self,
+        tag: &Tag,
+        dependents: Dependents,
+    ) -> Result<(Removed, Vec<Trash>), Error> {
+        let _names = self.lock_names()?;
+        self.move_away(tag, dependents)
     }
 
     fn move_away(&self, tag: &Tag, dependents: Dependents) -> Result<(Removed, Vec<Trash>), Error> {
