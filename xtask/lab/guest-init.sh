@@ -70,6 +70,7 @@ except Exception as e: print("lab: dial failed", e.__class__.__name__, flush=Tru
         while true; do n=$((n + 1)); echo "lab: count $n"; sleep 0.2; done & ;;
     devices) for d in /sys/bus/virtio/devices/*; do echo "lab: device $(cat $d/device)"; done ;;
     interrupts) sed 's/^/lab: irq /' /proc/interrupts ;;
+    memory) echo "lab: memory $(sed -n "s/MemTotal: *\([0-9]*\).*/\1/p" /proc/meminfo)" ;;
     clock) echo "lab: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" ;;
     acpi) for d in /sys/bus/acpi/devices/*; do echo "lab: acpi ${d##*/}"; done ;;
     poweroff) echo "lab: bye"; poweroff -f ;;

@@ -8,7 +8,7 @@ bad=0
 for program in /lab/tests/*; do
     [ -x "$program" ] || continue
     name=${program##*/}
-    "$program" --test-threads=1 $filter > /tmp/$name.log 2>&1
+    "$program" --test-threads=1 --show-output $filter > /tmp/$name.log 2>&1
     code=$?
     sed -n "s/^test \(.*\) \.\.\. ok\$/PASS $name \1/p; s/^test \(.*\) \.\.\. FAILED\$/FAIL $name \1/p" \
         /tmp/$name.log

@@ -95,6 +95,11 @@ impl<D: Device> Transport<D> {
         &self.device
     }
 
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        self.queues.memory()
+    }
+
     /// Changes the device behind the registers. The caller sees to it that a change of the
     /// configuration space is followed by [`Transport::config_changed`].
     pub fn device_mut(&mut self) -> &mut D {

@@ -2,5 +2,8 @@
 //! true; elsewhere every test says that it was skipped.
 
 mod boot;
+mod copy;
+mod devices;
 mod guest;
 mod node;
+mod tap;

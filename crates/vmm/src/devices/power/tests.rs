@@ -22,7 +22,7 @@ fn acpi_registers_switch_off_and_reset() {
         power.write(0, &[value]);
     }
     // Sleep type 5 with the enable bit, the other bits free.
-    assert_eq!(lock(&heard.0).len(), 4);
+    assert_eq!(lock(&heard.0).len(), 16);
     assert!(
         lock(&heard.0)
             .drain(..)
