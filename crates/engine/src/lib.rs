@@ -18,8 +18,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+mod blocking;
 mod error;
 pub mod link;
+pub mod qemu;
 
 pub use error::Error;
 
@@ -144,6 +146,16 @@ pub struct SlotHandles {
     pub netns: Option<std::os::fd::OwnedFd>,
     /// User and group id to run as.
     pub uid: Option<u32>,
+}
+
+impl SlotHandles {
+    /// No host resources of its own.
+    pub const NONE: SlotHandles = SlotHandles {
+        cgroup: None,
+        tap: None,
+        netns: None,
+        uid: None,
+    };
 }
 
 /// How to find a VM's process again.

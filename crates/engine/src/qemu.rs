@@ -1,0 +1,291 @@
+//! The `qemu` engine: Debian's QEMU with the `microvm` machine and the distribution's own kernel, in
+//! software emulation or with hardware virtualisation.
+//!
+//! ```text
+//!   boot      RAM is a file, shared                        QEMU process ─ save ─► memory, device state
+//!   template  layers applied to a copy of the base, once
+//!   fork      RAM is that file, private copy-on-write      QEMU process ─ save ─► layer, device state
+//! ```
+//!
+//! Device state is what `xen-save-devices-state` writes: everything except RAM, in QEMU's own stream
+//! format, which a new process reads as an incoming migration. RAM never goes through QEMU.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use forkd_host::process::{self as host, Process};
+use forkd_host::tsc;
+use tokio::sync::{OnceCell, Semaphore};
+
+mod arguments;
+mod client;
+mod console;
+mod facts;
+mod memory;
+mod output;
+mod persist;
+mod process;
+mod request;
+mod rundir;
+mod template;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use facts::Version;
+use persist::{Record, Shape, chain};
+use process::{First, Monitor, Plan};
+use rundir::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD, RunDir, failed};
+use template::QemuTemplate;
+use vm::{QemuVm, Ram};
+
+use crate::{
+    BootSpec, Capabilities, Engine, Error, ProcessIdentity, Template, TemplateSpec, Vm, blocking,
+};
+
+/// The engine's name.
+const NAME: &str = "qemu";
+/// The program, looked up in `PATH`.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// Forks that are being made at once, per CPU. More only wait for each other.
+const FORKS_PER_CPU: usize = 2;
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// Software emulation; runs everywhere.
+    Tcg,
+    /// Hardware virtualisation; needs /dev/kvm and a CPU with vmx or svm.
+    Kvm,
+}
+
+impl Accel {
+    /// The name users and QEMU know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accel::Tcg => "tcg",
+            Accel::Kvm => "kvm",
+        }
+    }
+
+    /// The CPU model guests see.
+    fn cpu(self) -> &'static str {
+        match self {
+            // Five levels of page tables only make emulated page walks longer.
+            Accel::Tcg => "max,la57=off",
+            Accel::Kvm => "host",
+        }
+    }
+}
+
+/// How QEMU is run.
+#[derive(Debug)]
+struct Setup {
+    program: PathBuf,
+    accel: Accel,
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Qemu {
+    setup: Arc<Setup>,
+    gate: Arc<Semaphore>,
+    tsc: tsc::Measurement,
+    version: OnceCell<Version>,
+}
+
+impl Qemu {
+    /// An engine that runs `program`, a path or a name in `PATH`. Nothing is checked yet.
+    pub fn new(program: impl Into<PathBuf>, accel: Accel) -> Qemu {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Qemu {
+            setup: Arc::new(Setup {
+                program: program.into(),
+                accel,
+            }),
+            gate: Arc::new(Semaphore::new(cpus * FORKS_PER_CPU)),
+            tsc: tsc::Measurement::begin(),
+            version: OnceCell::new(),
+        }
+    }
+
+    /// The program's version; an error says what is missing. Asked once.
+    async fn version(&self) -> Result<Version, Error> {
+        let ask = || async {
+            let program = self.setup.program.clone();
+            blocking::run(move || facts::ask_version(&program)).await
+        };
+        self.version.get_or_try_init(ask).await.copied()
+    }
+
+    /// The rate of the time-stamp counter as guests without hardware virtualisation see it.
+    async fn tsc_khz(&self) -> Option<u64> {
+        if self.setup.accel == Accel::Kvm {
+            return None;
+        }
+        tokio::time::sleep(self.tsc.remaining()).await;
+        self.tsc.khz()
+    }
+}
+
+#[async_trait]
+impl Engine for Qemu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            branch: true,
+            branch_writes_behind: false,
+            save_layer: true,
+            network: false,
+        }
+    }
+
+    async fn compatibility(&self) -> Result<BTreeMap<String, String>, Error> {
+        let version = self.version().await?;
+        let tsc_khz = self.tsc_khz().await;
+        let accel = self.setup.accel;
+        Ok(blocking::run(move || facts::collect(version, accel, tsc_khz)).await)
+    }
+
+    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
+        let here = self.compatibility().await?;
+        match facts::difference(recorded, &here) {
+            Some(difference) => Err(Error::Incompatible { difference }),
+            None => Ok(()),
+        }
+    }
+
+    async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
+        if spec.machine.network {
+            return Err(refuse("give a VM a network device"));
+        }
+        self.version().await?;
+        let plan = Plan {
+            program: self.setup.program.clone(),
+            id: spec.id,
+            run_dir: spec.run_dir,
+            accel: self.setup.accel,
+            ram: spec.memory_file,
+            first: First::Boot(self.tsc_khz().await),
+            machine: spec.machine,
+            lifetime: spec.lifetime,
+            slot: None,
+        };
+        let (ram, shape) = (plan.ram.clone(), Shape::of(&plan.machine));
+        let (path, size) = (ram.clone(), shape.memory_bytes());
+        blocking::run(move || make_ram(&path, size)).await?;
+        let booted = boot(plan, shape).await;
+        if booted.is_err() {
+            let _ = blocking::run(move || std::fs::remove_file(ram)).await;
+        }
+        booted
+    }
+
+    async fn template(&self, spec: TemplateSpec) -> Result<Arc<dyn Template>, Error> {
+        self.version().await?;
+        let (setup, gate) = (Arc::clone(&self.setup), Arc::clone(&self.gate));
+        let opened = blocking::run(move || QemuTemplate::open(spec, setup, gate)).await?;
+        Ok(Arc::new(opened))
+    }
+
+    async fn adopt(
+        &self,
+        identity: ProcessIdentity,
+        id: &str,
+        run_dir: &Path,
+    ) -> Result<Option<Arc<dyn Vm>>, Error> {
+        let (id, path) = (id.to_owned(), run_dir.to_owned());
+        let Some(found) = blocking::run(move || find(identity, &id, &path)).await? else {
+            return Ok(None);
+        };
+        let (process, run_dir, record, ram) = found;
+        let control = run_dir.connect_later(CONTROL).await;
+        let control = control.map_err(failed("connect to", &run_dir.file(CONTROL)))?;
+        let monitor = Monitor::attach(process, control, output::Output::lost())?;
+        // Whoever finds fault with it later shall find it running.
+        monitor.keep();
+        monitor.command(request::Command::Capabilities).await?;
+        match run_dir.connect_later(CONSOLE).await {
+            Ok(socket) => {
+                tokio::spawn(console::pump(socket, run_dir.file(CONSOLE_LOG)));
+            }
+            Err(error) => tracing::warn!(%error, "console of an adopted VM is lost"),
+        }
+        Ok(Some(QemuVm::new(run_dir, monitor, record.shape, ram)))
+    }
+}
+
+async fn boot(plan: Plan, shape: Shape) -> Result<Arc<dyn Vm>, Error> {
+    let record = Record {
+        id: plan.id.clone(),
+        shape: shape.clone(),
+        ram: plan.ram.clone(),
+        shared: true,
+    };
+    record.write(&plan.run_dir.join(RECORD))?;
+    let ram = Ram::open(&plan.ram, true).map_err(failed("open", &plan.ram))?;
+    let (run_dir, monitor) = process::start(plan).await?;
+    monitor.check().await?;
+    Ok(QemuVm::new(run_dir, monitor, shape, ram))
+}
+
+/// Makes the file that will be a guest's RAM. A disk too small for it would kill the guest when it
+/// writes, long after.
+fn make_ram(path: &Path, size: u64) -> Result<(), Error> {
+    forkd_host::file::require_free(path.parent().unwrap_or(path), size).map_err(|error| {
+        let kind = io::ErrorKind::StorageFull;
+        failed("make guest memory", path)(io::Error::new(kind, chain(&error)))
+    })?;
+    memory::create(path, size).map(|_| ())
+}
+
+type Found = (Process, RunDir, Record, Ram);
+
+/// Looks for a VM that an earlier daemon started. Blocks.
+fn find(identity: ProcessIdentity, id: &str, run_dir: &Path) -> Result<Option<Found>, Error> {
+    let unreadable = |error: host::Error| Error::Control {
+        step: "find the process",
+        detail: chain(&error),
+    };
+    let wanted = host::Identity {
+        pid: identity.pid,
+        start_ticks: identity.start_ticks,
+    };
+    let Some(process) = Process::adopt(wanted).map_err(unreadable)? else {
+        return Ok(None);
+    };
+    let arguments = host::command_line(identity.pid).map_err(unreadable)?;
+    let name = arguments::name_argument(id);
+    if !arguments.is_some_and(|arguments| arguments.contains(&name)) {
+        return Ok(None);
+    }
+    let record = run_dir.join(RECORD);
+    let damaged = || failed("read", &record)(io::ErrorKind::InvalidData.into());
+    let record = Record::read(&record)
+        .filter(|r| r.id == id)
+        .ok_or_else(damaged)?;
+    let ram = Ram::open(&record.ram, record.shared);
+    let ram = ram.or_else(|_| memory::mapped_ram(identity.pid, &record));
+    let ram = ram.map_err(failed("open", &record.ram))?;
+    Ok(Some((process, RunDir::open(run_dir)?, record, ram)))
+}
+
+/// What this engine does not do.
+fn refuse(what: &'static str) -> Error {
+    Error::Unsupported { engine: NAME, what }
+}
+
+/// The program is not there.
+fn missing(program: &Path) -> Error {
+    Error::Program {
+        program: program.display().to_string(),
+        problem: "it is not installed".to_owned(),
+        remedy: "install it with `apt-get install qemu-system-x86`".to_owned(),
+    }
+}

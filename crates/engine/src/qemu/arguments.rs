@@ -1,0 +1,207 @@
+//! QEMU's command line. No I/O.
+//!
+//! A forked VM must have the very devices, in the very order, of the one that was booted: the command
+//! lines differ only in how RAM is mapped and what happens first.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use forkd_wire::agent::AGENT_SERIAL_PORT;
+use serde_json::json;
+
+use super::Accel;
+use crate::MachineSpec;
+
+/// Translated guest code that is kept, MiB. Counts to every VM's private memory as it fills.
+const TCG_CACHE_MIB: u32 = 32;
+
+/// The machine, with every part that a distribution's kernel can do without left out. Timer, interrupt
+/// controller and clock of old stay: without them Linux hangs measuring its clocks.
+const MACHINE: &str = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,pcie=off,\
+                       usb=off,auto-kernel-cmdline=off,suppress-vmdesc=on,mem-merge=off,\
+                       dump-guest-core=off,memory-backend=ram";
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct Launch<'a> {
+    pub(super) id: &'a str,
+    pub(super) machine: &'a MachineSpec,
+    pub(super) accel: Accel,
+    pub(super) ram: &'a Path,
+    pub(super) start: Start,
+    pub(super) sockets: Sockets,
+}
+
+/// What happens first.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// The kernel boots; RAM is the file.
+    Boot {
+        /// Rate of the time-stamp counter, where the guest cannot measure it well.
+        tsc_khz: Option<u64>,
+    },
+    /// State is read from an inherited file; RAM begins as the file, and what is written stays private.
+    Load {
+        /// The file's number.
+        state: RawFd,
+    },
+}
+
+/// Listening sockets that QEMU inherits, by number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sockets {
+    pub(super) control: RawFd,
+    pub(super) agent: RawFd,
+    pub(super) console: RawFd,
+}
+
+/// A path that cannot be written in QEMU's arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NotUtf8(pub(super) PathBuf);
+
+/// The arguments.
+pub(super) fn arguments(launch: &Launch<'_>) -> Result<Vec<OsString>, NotUtf8> {
+    let machine = launch.machine;
+    let boots = matches!(launch.start, Start::Boot { .. });
+    let mut args = Args::default();
+    args.pair("-name", name_argument(launch.id));
+    args.flags("-nodefaults -no-user-config -no-reboot -display none -monitor none -vga none");
+    args.pair("-machine", MACHINE);
+    args.pair("-accel", accel_argument(launch.accel));
+    args.pair("-cpu", launch.accel.cpu());
+    args.pair("-smp", machine.vcpus.to_string());
+    args.pair("-m", format!("{}M", machine.memory_mib));
+    args.json(
+        "-object",
+        &json!({
+            "qom-type": "memory-backend-file",
+            "id": "ram",
+            "mem-path": text(launch.ram)?,
+            "size": machine.memory_mib << 20,
+            "share": boots,
+        }),
+    );
+    args.flags("-global virtio-mmio.force-legacy=off -global migration.send-configuration=off");
+    channels(&mut args, launch.sockets);
+    disk(&mut args, &machine.rootfs)?;
+    args.json(
+        "-object",
+        &json!({
+            "qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom",
+        }),
+    );
+    args.json(
+        "-device",
+        &json!({"driver": "virtio-rng-device", "rng": "entropy"}),
+    );
+    match launch.start {
+        Start::Boot { tsc_khz } => {
+            args.pair("-kernel", machine.kernel.as_os_str());
+            args.pair("-initrd", machine.initramfs.as_os_str());
+            args.pair("-append", kernel_command_line(launch, tsc_khz));
+        }
+        Start::Load { state } => args.pair("-incoming", format!("fd:{state}")),
+    }
+    Ok(args.0)
+}
+
+/// One socket each for control, agent and console; each takes one client after the other.
+fn channels(args: &mut Args, sockets: Sockets) {
+    for (name, fd) in [
+        ("control", sockets.control),
+        ("agent", sockets.agent),
+        ("console", sockets.console),
+    ] {
+        args.pair(
+            "-chardev",
+            format!("socket,id={name},fd={fd},server=on,wait=off"),
+        );
+    }
+    args.flags("-mon chardev=control,mode=control -serial chardev:console");
+    args.json(
+        "-device",
+        &json!({"driver": "virtio-serial-device", "max_ports": 2}),
+    );
+    args.json(
+        "-device",
+        &json!({
+            "driver": "virtserialport", "chardev": "agent", "name": AGENT_SERIAL_PORT,
+        }),
+    );
+}
+
+fn disk(args: &mut Args, path: &Path) -> Result<(), NotUtf8> {
+    args.json(
+        "-blockdev",
+        &json!({
+            "driver": "raw",
+            "node-name": "root",
+            "read-only": true,
+            "file": {
+                "driver": "file", "filename": text(path)?, "read-only": true, "locking": "off",
+            },
+        }),
+    );
+    args.json(
+        "-device",
+        &json!({"driver": "virtio-blk-device", "drive": "root"}),
+    );
+    Ok(())
+}
+
+fn kernel_command_line(launch: &Launch<'_>, tsc_khz: Option<u64>) -> String {
+    // A panic resets the machine at once, which ends QEMU: nobody waits for a guest that is gone.
+    let mut line = "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on 8250.nr_uarts=1 \
+                    rcupdate.rcu_expedited=1"
+        .to_owned();
+    if launch.accel == Accel::Tcg {
+        // Emulation does not speculate, so there is nothing to mitigate.
+        line.push_str(" mitigations=off no_timer_check");
+        if let Some(khz) = tsc_khz {
+            // Measured against emulated timers on a busy host, the rate is wrong or not found at all,
+            // and then the kernel hangs.
+            line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
+        }
+    }
+    if !launch.machine.cmdline.is_empty() {
+        line.push(' ');
+        line.push_str(&launch.machine.cmdline);
+    }
+    line
+}
+
+fn accel_argument(accel: Accel) -> String {
+    match accel {
+        Accel::Tcg => format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}"),
+        Accel::Kvm => "kvm".to_owned(),
+    }
+}
+
+/// What names the process to those who look for it.
+pub(super) fn name_argument(id: &str) -> String {
+    format!("forkd-{}", id.replace(',', ",,"))
+}
+
+fn text(path: &Path) -> Result<&str, NotUtf8> {
+    path.to_str().ok_or_else(|| NotUtf8(path.to_owned()))
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn pair(&mut self, key: &str, value: impl Into<OsString>) {
+        self.0.extend([key.into(), value.into()]);
+    }
+
+    /// Fixed words.
+    fn flags(&mut self, words: &str) {
+        self.0.extend(words.split(' ').map(OsString::from));
+    }
+
+    /// JSON, because QEMU's own syntax gives meaning to commas in paths.
+    fn json(&mut self, key: &str, value: &serde_json::Value) {
+        self.pair(key, value.to_string());
+    }
+}

@@ -1,0 +1,150 @@
+//! What a snapshot depends on: QEMU's version, the CPU that guests see, the rate of its counter.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use super::{Accel, missing};
+use crate::Error;
+
+/// The oldest QEMU whose machine and options are as needed.
+const OLDEST: Version = Version {
+    major: 7,
+    minor: 0,
+    patch: 0,
+};
+/// How far the counter's rate may be off before a guest's clock visibly is: one in so many.
+const TSC_TOLERANCE: u64 = 500;
+
+const VERSION: &str = "qemu_version";
+const MACHINE: &str = "machine_type";
+const ACCEL: &str = "accelerator";
+const CPU: &str = "cpu_model";
+const TSC: &str = "tsc_khz";
+
+/// A version of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version {
+    major: u32,
+    minor: u32,
+    patch: u32,
+}
+
+impl Version {
+    /// Finds the version in what `--version` prints.
+    pub(super) fn parse(text: &str) -> Option<Version> {
+        let (_, rest) = text.split_once("version ")?;
+        let word = rest
+            .split(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .next()?;
+        let mut numbers = word.split('.').map(str::parse);
+        Some(Version {
+            major: numbers.next()?.ok()?,
+            minor: numbers.next()?.ok()?,
+            patch: numbers.next().and_then(Result::ok).unwrap_or(0),
+        })
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// Asks the program for its version and refuses what cannot be used. Blocks.
+pub(super) fn ask_version(program: &Path) -> Result<Version, Error> {
+    let output = Command::new(program).arg("--version").output();
+    let output = output.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => missing(program),
+        _ => Error::Spawn {
+            program: program.display().to_string(),
+            source,
+        },
+    })?;
+    let unusable = |problem: String| Error::Program {
+        program: program.display().to_string(),
+        problem,
+        remedy: "install QEMU 7.0 or later with `apt-get install qemu-system-x86`".to_owned(),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    match Version::parse(&text) {
+        Some(version) if version >= OLDEST => Ok(version),
+        Some(version) => Err(unusable(format!("version {version} is too old"))),
+        None => Err(unusable(format!("it says no version ({})", output.status))),
+    }
+}
+
+/// The facts of this host.
+pub(super) fn collect(
+    version: Version,
+    accel: Accel,
+    tsc_khz: Option<u64>,
+) -> BTreeMap<String, String> {
+    let cpu = match accel {
+        Accel::Tcg => accel.cpu().to_owned(),
+        Accel::Kvm => host_cpu(),
+    };
+    let mut facts = BTreeMap::from([
+        (VERSION.to_owned(), version.to_string()),
+        (MACHINE.to_owned(), "microvm".to_owned()),
+        (ACCEL.to_owned(), accel.name().to_owned()),
+        (CPU.to_owned(), cpu),
+    ]);
+    if let Some(khz) = tsc_khz {
+        facts.insert(TSC.to_owned(), khz.to_string());
+    }
+    facts
+}
+
+/// The CPU model, as guests with hardware virtualisation see it too.
+fn host_cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let model = model.and_then(|rest| rest.split_once(':'));
+    model.map_or("unknown", |(_, name)| name.trim()).to_owned()
+}
+
+/// The first difference that keeps a snapshot made there from running here, in words.
+pub(super) fn difference(
+    recorded: &BTreeMap<String, String>,
+    here: &BTreeMap<String, String>,
+) -> Option<String> {
+    let differs = |key: &str| {
+        let (there, here) = (recorded.get(key), here.get(key));
+        let same = match key {
+            VERSION => series(there) == series(here),
+            TSC => near(there, here),
+            _ => there == here,
+        };
+        (!same).then(|| {
+            let say = |fact: Option<&String>| fact.map_or("unknown", |text| text);
+            let name = key.replace('_', " ");
+            format!(
+                "{name} was {} when it was made, here it is {}",
+                say(there),
+                say(here)
+            )
+        })
+    };
+    [VERSION, MACHINE, ACCEL, CPU, TSC]
+        .into_iter()
+        .find_map(differs)
+}
+
+/// Within a series, QEMU keeps the format of device state.
+fn series(version: Option<&String>) -> Option<(&str, &str)> {
+    let mut numbers = version?.split('.');
+    Some((numbers.next()?, numbers.next()?))
+}
+
+fn near(there: Option<&String>, here: Option<&String>) -> bool {
+    let number = |fact: Option<&String>| fact.and_then(|text| text.parse::<u64>().ok());
+    match (number(there), number(here)) {
+        (Some(there), Some(here)) => there.abs_diff(here) <= here / TSC_TOLERANCE,
+        (there, here) => there == here,
+    }
+}

@@ -1,0 +1,322 @@
+//! A running VM of QEMU's.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use super::memory::{self, PrivateRam};
+use super::persist::{self, Shape};
+use super::process::Monitor;
+use super::request::{Command, Status};
+use super::rundir::{AGENT, CONSOLE_LOG, DEVICES, RunDir, failed};
+use crate::{
+    Error, Exit, GuestStream, ProcessIdentity, SaveMemory, SaveReport, SaveSpec, Vm, blocking, link,
+};
+
+/// How long a connection to the agent may wait for QEMU to accept those before it.
+const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// How often that is tried.
+const DIAL_RETRY: Duration = Duration::from_millis(2);
+
+/// A VM.
+#[derive(Debug)]
+pub(super) struct QemuVm(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    run_dir: RunDir,
+    monitor: Monitor,
+    shape: Shape,
+    ram: Ram,
+    /// Pausing, resuming and saving go one at a time.
+    turn: Mutex<()>,
+    /// The connection to the agent, while somebody has it.
+    dialled: Mutex<Weak<UnixStream>>,
+}
+
+/// Where a VM's RAM is.
+#[derive(Debug, Clone)]
+pub(super) enum Ram {
+    /// In this file.
+    Shared(Arc<File>, PathBuf),
+    /// In this file, except for the pages that the VM wrote.
+    Private(Arc<File>, PathBuf),
+}
+
+impl QemuVm {
+    /// Takes over a running process; from now on it lives until it is killed.
+    pub(super) fn new(run_dir: RunDir, monitor: Monitor, shape: Shape, ram: Ram) -> Arc<QemuVm> {
+        monitor.keep();
+        Arc::new(QemuVm(Arc::new(Inner {
+            run_dir,
+            monitor,
+            shape,
+            ram,
+            turn: Mutex::new(()),
+            dialled: Mutex::new(Weak::new()),
+        })))
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn identity(&self) -> ProcessIdentity {
+        self.0.monitor.identity()
+    }
+
+    fn console(&self) -> PathBuf {
+        self.0.run_dir.file(CONSOLE_LOG)
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        let _turn = self.0.turn.lock().await;
+        self.0.monitor.command(Command::Stop).await.map(|_| ())
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        let _turn = self.0.turn.lock().await;
+        self.0.monitor.command(Command::Continue).await.map(|_| ())
+    }
+
+    async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error> {
+        let inner = Arc::clone(&self.0);
+        // In a task of its own: a caller who goes away must not leave the guest standing still.
+        let saved = tokio::spawn(async move { inner.save(spec).await });
+        saved.await.unwrap_or_else(|error| {
+            Err(Error::Control {
+                step: "save",
+                detail: error.to_string(),
+            })
+        })
+    }
+
+    async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
+        let mut dialled = self.0.dialled.lock().await;
+        if let Some(before) = dialled.upgrade() {
+            // QEMU takes the next connection when this one has ended; one that has ended is fine.
+            let _ = rustix::net::shutdown(before.as_fd(), rustix::net::Shutdown::Both);
+        }
+        let stream = Arc::new(self.0.connect_agent().await?);
+        *dialled = Arc::downgrade(&stream);
+        Ok(Box::new(link::connect(Channel(stream))))
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.0.monitor.kill().await
+    }
+
+    async fn exited(&self) -> Exit {
+        self.0.monitor.exited().await
+    }
+}
+
+impl Inner {
+    async fn connect_agent(&self) -> Result<UnixStream, Error> {
+        let began = Instant::now();
+        loop {
+            self.monitor.check().await?;
+            match self.run_dir.connect_later(AGENT).await {
+                Ok(stream) => return Ok(stream),
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && began.elapsed() < DIAL_LIMIT =>
+                {
+                    tokio::time::sleep(DIAL_RETRY).await;
+                }
+                Err(source) => {
+                    self.monitor.check().await?;
+                    return Err(failed("connect to", &self.run_dir.file(AGENT))(source));
+                }
+            }
+        }
+    }
+
+    async fn save(self: Arc<Self>, spec: SaveSpec) -> Result<SaveReport, Error> {
+        let _turn = self.turn.lock().await;
+        let paths = paths_of(&spec);
+        for path in &paths {
+            if path.exists() {
+                let exists = io::Error::from(io::ErrorKind::AlreadyExists);
+                return Err(failed("save to", path)(exists));
+            }
+        }
+        let saved = self.save_files(&spec).await;
+        let devices = self.run_dir.file(DEVICES);
+        blocking::run(move || {
+            // Half a snapshot is none.
+            let made = if saved.is_err() { paths } else { Vec::new() };
+            for path in made.iter().chain([&devices]) {
+                if let Err(error) = std::fs::remove_file(path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, path = %path.display(), "file is left over");
+                }
+            }
+            saved
+        })
+        .await
+    }
+
+    async fn save_files(self: &Arc<Self>, spec: &SaveSpec) -> Result<SaveReport, Error> {
+        let prepared = self.prepare(&spec.memory).await?;
+        let was_running = self.monitor.status().await? == Status::Running;
+        let began = Instant::now();
+        self.monitor.command(Command::Stop).await?;
+        let frozen = self.save_frozen(&spec.memory, prepared).await;
+        if was_running {
+            self.monitor.command(Command::Continue).await?;
+        }
+        let pause = began.elapsed();
+        let memory_bytes = frozen?;
+        let (inner, state) = (Arc::clone(self), spec.state.clone());
+        blocking::run(move || {
+            let devices = inner.run_dir.file(DEVICES);
+            persist::write_state(&devices, &inner.shape, &state)
+        })
+        .await?;
+        Ok(SaveReport {
+            pause,
+            memory_bytes,
+        })
+    }
+
+    /// What can be done before the guest stands still: copying the base, which never changes.
+    async fn prepare(&self, memory: &SaveMemory) -> Result<Option<(File, u64)>, Error> {
+        match (&self.ram, memory) {
+            (Ram::Private(base, from), SaveMemory::Full(to)) => {
+                let (base, from, to) = (Arc::clone(base), from.clone(), to.clone());
+                let copied = blocking::run(move || memory::copy_new(&base, &from, &to)).await;
+                copied.map(Some)
+            }
+            (Ram::Shared(..), SaveMemory::Layer(_)) => Err(Error::Unsupported {
+                engine: super::NAME,
+                what: "save a machine that was booted, not forked, as a layer",
+            }),
+            _ => Ok(None),
+        }
+    }
+
+    async fn save_frozen(
+        self: &Arc<Self>,
+        memory: &SaveMemory,
+        prepared: Option<(File, u64)>,
+    ) -> Result<u64, Error> {
+        let devices = self.run_dir.file(DEVICES);
+        self.monitor.command(Command::SaveDevices(devices)).await?;
+        let (inner, memory) = (Arc::clone(self), memory.clone());
+        blocking::run(move || inner.save_memory(&memory, prepared)).await
+    }
+
+    fn save_memory(
+        &self,
+        memory: &SaveMemory,
+        prepared: Option<(File, u64)>,
+    ) -> Result<u64, Error> {
+        let pid = self.monitor.identity().pid;
+        match (&self.ram, memory, prepared) {
+            (Ram::Shared(ram, from), SaveMemory::Full(to), _) => {
+                memory::copy_new(ram, from, to).map(|(_, bytes)| bytes)
+            }
+            (Ram::Private(base, _), SaveMemory::Full(to), Some((copy, bytes))) => {
+                let ram = PrivateRam::find(pid, base)?;
+                ram.save_over(&copy, to).map(|written| bytes + written)
+            }
+            (Ram::Private(base, _), SaveMemory::Layer(files), _) => {
+                PrivateRam::find(pid, base)?.save_layer(files)
+            }
+            _ => Err(Error::Unsupported {
+                engine: super::NAME,
+                what: "save this machine in this way",
+            }),
+        }
+    }
+}
+
+/// The files a save makes.
+fn paths_of(spec: &SaveSpec) -> Vec<PathBuf> {
+    let mut paths = vec![spec.state.clone()];
+    match &spec.memory {
+        SaveMemory::Full(memory) => paths.push(memory.clone()),
+        SaveMemory::Layer(files) => paths.extend([files.memory.clone(), files.index.clone()]),
+    }
+    paths
+}
+
+impl Ram {
+    /// Opens the file.
+    pub(super) fn open(path: &Path, shared: bool) -> io::Result<Ram> {
+        Ok(Ram::new(File::open(path)?, path, shared))
+    }
+
+    pub(super) fn new(file: File, path: &Path, shared: bool) -> Ram {
+        let (file, path) = (Arc::new(file), path.to_owned());
+        match shared {
+            true => Ram::Shared(file, path),
+            false => Ram::Private(file, path),
+        }
+    }
+}
+
+/// The agent's socket, shared with the VM, which ends it when somebody else dials.
+struct Channel(Arc<UnixStream>);
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Channel")
+    }
+}
+
+impl AsyncRead for Channel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Ok(read) => {
+                    buf.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Channel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        rustix::net::shutdown(self.0.as_fd(), rustix::net::Shutdown::Write)?;
+        Poll::Ready(Ok(()))
+    }
+}
