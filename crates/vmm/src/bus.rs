@@ -97,7 +97,9 @@ pub struct Bus {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.entries.iter().map(|(range, _)| range)).finish()
+        f.debug_list()
+            .entries(self.entries.iter().map(|(range, _)| range))
+            .finish()
     }
 }
 
@@ -110,7 +112,9 @@ impl Bus {
         if self.entries.iter().any(|(other, _)| other.overlaps(range)) {
             return Err(Error::Overlap(range));
         }
-        let at = self.entries.partition_point(|(other, _)| other.base < range.base);
+        let at = self
+            .entries
+            .partition_point(|(other, _)| other.base < range.base);
         self.entries.insert(at, (range, device));
         Ok(())
     }
@@ -140,7 +144,9 @@ impl Bus {
     }
 
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Mutex<dyn BusDevice + 'static>)> {
-        let after = self.entries.partition_point(|(range, _)| range.base <= address);
+        let after = self
+            .entries
+            .partition_point(|(range, _)| range.base <= address);
         let (range, device) = &self.entries[after.checked_sub(1)?];
         let offset = address - range.base;
         let fits = offset.checked_add(len as u64)? <= range.len;

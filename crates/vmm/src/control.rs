@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use forkd_wire::vmm::{FDS_MAX, Failure, PACKET_MAX, Reply, Request};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 /// Why the control socket failed.
@@ -118,7 +118,10 @@ impl Channel {
             }
         }
         use rustix::net::ReturnFlags;
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(Error::Cut);
         }
         if received.bytes == 0 {
@@ -129,7 +132,12 @@ impl Channel {
     }
 
     /// Sends a request with its descriptors.
-    pub fn request(&self, seq: u32, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    pub fn request(
+        &self,
+        seq: u32,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
         self.send(&request.encode(seq), fds)
     }
 
@@ -142,7 +150,9 @@ impl Channel {
     /// an error and skipped: it cannot harm anybody but its sender.
     pub fn next_request(&self) -> Result<Option<Message<Request>>, Error> {
         loop {
-            let Some(packet) = self.receive()? else { return Ok(None) };
+            let Some(packet) = self.receive()? else {
+                return Ok(None);
+            };
             match Request::decode(&packet.bytes) {
                 Ok((seq, request)) => return Ok(Some((seq, request, packet.fds))),
                 Err(e) => {
@@ -156,7 +166,9 @@ impl Channel {
 
     /// Waits for a reply; `None` when the other end is gone.
     pub fn next_reply(&self) -> Result<Option<Message<Reply>>, Error> {
-        let Some(packet) = self.receive()? else { return Ok(None) };
+        let Some(packet) = self.receive()? else {
+            return Ok(None);
+        };
         let (seq, reply) = Reply::decode(&packet.bytes)?;
         Ok(Some((seq, reply, packet.fds)))
     }

@@ -23,7 +23,10 @@ impl ExitEvent {
     pub fn new() -> std::io::Result<ExitEvent> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let event = rustix::event::eventfd(0, flags)?;
-        Ok(ExitEvent(Arc::new(Inner { event, reason: Mutex::new(None) })))
+        Ok(ExitEvent(Arc::new(Inner {
+            event,
+            reason: Mutex::new(None),
+        })))
     }
 
     /// Ends the machine. Later calls change nothing.

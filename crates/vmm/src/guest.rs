@@ -47,12 +47,16 @@ pub const ALIVE: u64 = 1 << 32;
 
 /// What [`SUM`] reports for pages that hold these values.
 pub fn sum(values: impl IntoIterator<Item = u32>) -> u32 {
-    values.into_iter().fold(0u32, |sum, value| sum.rotate_left(1).wrapping_add(value))
+    values
+        .into_iter()
+        .fold(0u32, |sum, value| sum.rotate_left(1).wrapping_add(value))
 }
 
 /// Sets a vCPU up to run [`program`]: 32-bit protected mode, flat segments, no paging.
 pub fn set_up(fd: &VcpuFd) -> Result<(), Error> {
-    let mut sregs = fd.get_sregs().map_err(failed("read the segment registers"))?;
+    let mut sregs = fd
+        .get_sregs()
+        .map_err(failed("read the segment registers"))?;
     let code = kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -64,12 +68,22 @@ pub fn set_up(fd: &VcpuFd) -> Result<(), Error> {
         g: 1,
         ..Default::default()
     };
-    let data = kvm_segment { selector: 16, type_: 3, ..code };
+    let data = kvm_segment {
+        selector: 16,
+        type_: 3,
+        ..code
+    };
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.cr0 |= 1;
-    fd.set_sregs(&sregs).map_err(failed("set the segment registers"))?;
-    let regs = kvm_regs { rip: LOAD_ADDRESS, rflags: 2, rsp: 0x8000, ..Default::default() };
+    fd.set_sregs(&sregs)
+        .map_err(failed("set the segment registers"))?;
+    let regs = kvm_regs {
+        rip: LOAD_ADDRESS,
+        rflags: 2,
+        rsp: 0x8000,
+        ..Default::default()
+    };
     fd.set_regs(&regs).map_err(failed("set the registers"))
 }
 

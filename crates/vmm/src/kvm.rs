@@ -4,7 +4,10 @@
 //! for a grace period of the kernel's I/O bus (4 to 8 ms on a 250 Hz kernel). The chip follows, then
 //! the vCPUs. There is no PIT: a guest calibrates from the kvmclock and uses the TSC deadline timer.
 
-#![allow(unsafe_code, reason = "memory slots hand raw addresses to the kernel; the block is argued")]
+#![allow(
+    unsafe_code,
+    reason = "memory slots hand raw addresses to the kernel; the block is argued"
+)]
 
 use std::fmt;
 use std::io;
@@ -21,10 +24,14 @@ use crate::memory::Memory;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No device.
-    #[error("/dev/kvm does not exist: load kvm_intel or kvm_amd, enable virtualisation in the firmware, or use --engine qemu")]
+    #[error(
+        "/dev/kvm does not exist: load kvm_intel or kvm_amd, enable virtualisation in the firmware, or use --engine qemu"
+    )]
     Absent,
     /// No permission.
-    #[error("no permission to open /dev/kvm: run as root or join the group that owns it (usually kvm)")]
+    #[error(
+        "no permission to open /dev/kvm: run as root or join the group that owns it (usually kvm)"
+    )]
     Denied(#[source] io::Error),
     /// Anything else at opening it.
     #[error("cannot open /dev/kvm")]
@@ -33,7 +40,9 @@ pub enum Error {
     #[error("this kernel's KVM lacks {0:?}, which forkd needs: use Linux 5.10 or later")]
     Lacks(Cap),
     /// An MSR of the frozen machine is not accepted here.
-    #[error("this host's CPU or kernel refuses MSR {index:#x} = {value:#x} of the frozen machine: restore it on a host like the one it was taken on")]
+    #[error(
+        "this host's CPU or kernel refuses MSR {index:#x} = {value:#x} of the frozen machine: restore it on a host like the one it was taken on"
+    )]
     Msr {
         /// The register.
         index: u32,
@@ -64,8 +73,11 @@ impl Error {
 }
 
 /// Turns a KVM errno into the step that failed.
-pub(crate) fn failed(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-    move |e| Error::Call { step, source: io::Error::from_raw_os_error(e.errno()) }
+pub fn failed(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |e| Error::Call {
+        step,
+        source: io::Error::from_raw_os_error(e.errno()),
+    }
 }
 
 /// What a fork or branch needs of the kernel.
@@ -127,7 +139,8 @@ pub fn add_memory(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
 
 /// Creates the interrupt chip: local APICs, IOAPIC and PICs in the kernel.
 pub fn add_irqchip(vm: &VmFd) -> Result<(), Error> {
-    vm.create_irq_chip().map_err(failed("create the interrupt chip"))
+    vm.create_irq_chip()
+        .map_err(failed("create the interrupt chip"))
 }
 
 /// An interrupt input of the in-kernel chip.
@@ -145,7 +158,9 @@ impl KvmIrq {
 
 impl fmt::Debug for KvmIrq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KvmIrq").field("gsi", &self.gsi).finish_non_exhaustive()
+        f.debug_struct("KvmIrq")
+            .field("gsi", &self.gsi)
+            .finish_non_exhaustive()
     }
 }
 

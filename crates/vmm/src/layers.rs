@@ -46,7 +46,11 @@ pub fn compose(layers: &[Index]) -> Result<Vec<Segment>, Error> {
     let expected = layers.first().ok_or(Error::None)?.memory_bytes();
     for (layer, index) in layers.iter().enumerate() {
         if index.memory_bytes() != expected {
-            return Err(Error::Size { layer, found: index.memory_bytes(), expected });
+            return Err(Error::Size {
+                layer,
+                found: index.memory_bytes(),
+                expected,
+            });
         }
     }
     let mut segments = Vec::new();
@@ -54,7 +58,11 @@ pub fn compose(layers: &[Index]) -> Result<Vec<Segment>, Error> {
     for (layer, index) in layers.iter().enumerate().rev() {
         gaps = fill(&gaps, index, layer, &mut segments);
     }
-    let zero = |&(start, end)| Segment { offset: start, len: end - start, source: Source::Zero };
+    let zero = |&(start, end)| Segment {
+        offset: start,
+        len: end - start,
+        source: Source::Zero,
+    };
     segments.extend(gaps.iter().map(zero));
     segments.sort_unstable_by_key(|segment| segment.offset);
     Ok(join(segments))
@@ -88,7 +96,11 @@ fn fill(
                 Kind::Data => Source::Layer(layer),
                 Kind::Zero => Source::Zero,
             };
-            segments.push(Segment { offset: from, len: to - from, source });
+            segments.push(Segment {
+                offset: from,
+                len: to - from,
+                source,
+            });
             at = to;
             if at == end {
                 break;

@@ -18,9 +18,7 @@ use crate::exit::ExitEvent;
 use crate::host::{Host, MsrDefaults, tsc_khz};
 use crate::kvm::{self, failed};
 use crate::memory::Memory;
-use crate::state::{
-    MachineDescription, MachineState, Prepared, Tsc, VcpuState, VmState, compat,
-};
+use crate::state::{MachineDescription, MachineState, Prepared, Tsc, VcpuState, VmState, compat};
 use crate::vcpu::{Gate, Shared, Threads, Vcpu};
 use devices::{Devices, Resources};
 
@@ -37,7 +35,9 @@ pub enum Error {
     #[error(transparent)]
     Devices(#[from] devices::Error),
     /// The state is for another amount of memory than the layers.
-    #[error("the state file is for a machine with {state} MiB, the memory layers hold {layers} MiB: they are not of one snapshot")]
+    #[error(
+        "the state file is for a machine with {state} MiB, the memory layers hold {layers} MiB: they are not of one snapshot"
+    )]
     MemorySize {
         /// MiB according to the state file.
         state: u32,
@@ -67,9 +67,12 @@ impl Frozen {
     pub fn rehearse(host: &Host, memory: &Memory, state: MachineState) -> Result<Frozen, Error> {
         let (ours, theirs) = (memory.mib(), state.description.memory_mib);
         if ours != theirs {
-            return Err(Error::MemorySize { state: theirs, layers: ours });
+            return Err(Error::MemorySize {
+                state: theirs,
+                layers: ours,
+            });
         }
-        compat::check(&state, &host.supported)?;
+        compat::check(&state, &host.shown)?;
         let vm = kvm::create_vm(&host.kvm)?;
         kvm::add_irqchip(&vm)?;
         state.vm.restore_irqchip(&vm)?;
@@ -80,7 +83,9 @@ impl Frozen {
             let native = tsc_khz(&fd)? == vcpu.tsc_khz;
             let tsc = if native { Tsc::Native } else { Tsc::Scaled };
             if number == 0 {
-                vcpu.clone().prepare(&MsrDefaults::default(), tsc)?.set_cpuid(&fd)?;
+                vcpu.clone()
+                    .prepare(&MsrDefaults::default(), tsc)?
+                    .set_cpuid(&fd)?;
                 defaults = Arc::new(MsrDefaults::read(&fd, &host.msrs)?);
             }
             let prepared = vcpu.prepare(&defaults, tsc)?;
@@ -88,7 +93,12 @@ impl Frozen {
             vcpus.push(prepared);
         }
         state.vm.restore_clock(&vm)?;
-        Ok(Frozen { description: state.description, vm: state.vm, vcpus, defaults })
+        Ok(Frozen {
+            description: state.description,
+            vm: state.vm,
+            vcpus,
+            defaults,
+        })
     }
 
     /// The machine as it goes into a file.
@@ -153,8 +163,7 @@ impl Machine {
             vcpu.with_fd(|fd| prepared.restore(fd))?;
         }
         let exit = ExitEvent::new().map_err(Error::Prepare)?;
-        let devices =
-            Devices::restore(&frozen.description.devices, resources, &vm, memory, &exit)?;
+        let devices = Devices::restore(&frozen.description.devices, resources, &vm, memory, &exit)?;
         frozen.vm.restore_clock(&vm)?;
         stages.state_ns = watch.lap();
         Ok(Machine {
@@ -177,8 +186,7 @@ impl Machine {
         set_up: impl Fn(usize, &kvm_ioctls::VcpuFd) -> Result<(), kvm::Error>,
     ) -> Result<Machine, Error> {
         let mut watch = Stopwatch::from(Instant::now());
-        let (vm, vcpus) =
-            build(host, memory, vcpu_count, &mut watch, &mut Stages::default())?;
+        let (vm, vcpus) = build(host, memory, vcpu_count, &mut watch, &mut Stages::default())?;
         let mut defaults = MsrDefaults::default();
         for (number, vcpu) in vcpus.iter().enumerate() {
             vcpu.with_fd(|fd| set_up(number, fd))?;
@@ -189,19 +197,36 @@ impl Machine {
         let exit = ExitEvent::new().map_err(Error::Prepare)?;
         let devices = devices(&vm, &exit)?;
         let (memory, host) = (memory.clone(), host.clone());
-        Ok(Machine { vcpus, vm, devices, exit, memory, host, defaults: Arc::new(defaults) })
+        Ok(Machine {
+            vcpus,
+            vm,
+            devices,
+            exit,
+            memory,
+            host,
+            defaults: Arc::new(defaults),
+        })
     }
 
     /// Starts the vCPU threads; with `paused` they wait at the gate.
     pub fn start(&self, paused: bool, confine: fn()) -> Result<Threads, Error> {
-        let gate = if paused { Gate::new_closed() } else { Gate::default() };
+        let gate = if paused {
+            Gate::new_closed()
+        } else {
+            Gate::default()
+        };
         let shared = Shared {
             pio: self.devices.pio(),
             mmio: self.devices.mmio(),
             gate: Arc::new(gate),
             exit: self.exit.clone(),
         };
-        Ok(Threads::start(self.vcpus.clone(), &shared, self.devices.wakeups(), confine)?)
+        Ok(Threads::start(
+            self.vcpus.clone(),
+            &shared,
+            self.devices.wakeups(),
+            confine,
+        )?)
     }
 
     /// Reads the machine out. The vCPUs are parked.
@@ -217,7 +242,12 @@ impl Machine {
             devices: self.devices.save()?,
             host: self.host.facts.clone(),
         };
-        Ok(Frozen { description, vm, vcpus, defaults: self.defaults.clone() })
+        Ok(Frozen {
+            description,
+            vm,
+            vcpus,
+            defaults: self.defaults.clone(),
+        })
     }
 
     /// The devices.
@@ -261,7 +291,9 @@ fn build(
     kvm::add_irqchip(&vm)?;
     stages.irqchip_ns = watch.lap();
     let create = |number| {
-        let fd = vm.create_vcpu(number as u64).map_err(failed("create a vCPU"))?;
+        let fd = vm
+            .create_vcpu(number as u64)
+            .map_err(failed("create a vCPU"))?;
         Ok(Arc::new(Vcpu::new(fd)))
     };
     let vcpus: Result<Vec<_>, kvm::Error> = (0..vcpus).map(create).collect();
@@ -277,6 +309,8 @@ fn fresh_defaults(host: &Host, fd: &kvm_ioctls::VcpuFd) -> Result<MsrDefaults, k
     let vm = kvm::create_vm(&host.kvm)?;
     kvm::add_irqchip(&vm)?;
     let scratch = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
-    scratch.set_cpuid2(&cpuid).map_err(failed("set the CPUID"))?;
+    scratch
+        .set_cpuid2(&cpuid)
+        .map_err(failed("set the CPUID"))?;
     MsrDefaults::read(&scratch, &host.msrs)
 }

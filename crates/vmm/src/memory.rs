@@ -15,7 +15,10 @@
 //! Mapped file pages that nobody wrote cost a fork nothing; pages written in the template itself cost
 //! a page-table entry each. So layers are *mapped*, not copied in, as long as they come in few pieces.
 
-#![allow(unsafe_code, reason = "owns the raw mapping of guest RAM; every block is argued")]
+#![allow(
+    unsafe_code,
+    reason = "owns the raw mapping of guest RAM; every block is argued"
+)]
 
 use std::fs::File;
 use std::io;
@@ -24,7 +27,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use rustix::fs::MemfdFlags;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -53,7 +56,9 @@ pub enum Error {
     #[error("a guest cannot have {0} MiB of memory: choose 1 to 262144")]
     Size(u32),
     /// The address space or the memory is not there.
-    #[error("cannot map {bytes} bytes of guest memory: choose a smaller guest, or raise the limits on address space and mappings (ulimit -v, vm.max_map_count)")]
+    #[error(
+        "cannot map {bytes} bytes of guest memory: choose a smaller guest, or raise the limits on address space and mappings (ulimit -v, vm.max_map_count)"
+    )]
     Map {
         /// Bytes wanted.
         bytes: u64,
@@ -62,7 +67,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A layer's memory file is shorter than its index says.
-    #[error("memory file of layer {layer} has {found} bytes, its index needs {needed}: the snapshot is damaged, remove it and take or import it again")]
+    #[error(
+        "memory file of layer {layer} has {found} bytes, its index needs {needed}: the snapshot is damaged, remove it and take or import it again"
+    )]
     Short {
         /// Which layer, the lowest is 0.
         layer: usize,
@@ -91,6 +98,8 @@ pub struct Memory {
     base: NonNull<u8>,
     bytes: u64,
     guest: GuestMemory,
+    /// Offsets and lengths that files back: all else was zero when the mapping was made.
+    backed: Vec<(u64, u64)>,
 }
 
 // SAFETY: `base` is an address in a mapping that is never unmapped or moved while `Memory` lives;
@@ -111,7 +120,7 @@ impl Memory {
     /// Memory composed of layers: `segments` ascending, `files` the layers' memory files.
     pub fn layered(bytes: u64, segments: &[Segment], files: &[File]) -> Result<Memory, Error> {
         check_lengths(segments, files)?;
-        let memory = Memory::reserve(bytes)?;
+        let mut memory = Memory::reserve(bytes)?;
         let pieces = segments.iter().filter(|s| s.source != Source::Zero).count();
         if pieces <= MAPPED_PIECES_MAX {
             for segment in segments {
@@ -123,6 +132,8 @@ impl Memory {
             let flat = flatten(bytes, segments, files)?;
             memory.map_file(0, bytes, flat.as_fd())?;
         }
+        let backed = segments.iter().filter(|s| s.source != Source::Zero);
+        memory.backed = backed.map(|s| (s.offset, s.len)).collect();
         Ok(memory)
     }
 
@@ -137,11 +148,19 @@ impl Memory {
         // SAFETY: mmap returned a mapping of `len` bytes at `base`, never at address 0.
         let base = unsafe { NonNull::new_unchecked(base.cast::<u8>()) };
         let guest = guest_view(base, bytes).map_err(failed)?;
-        Ok(Memory { base, bytes, guest })
+        Ok(Memory { base, bytes, guest, backed: Vec::new() })
     }
 
-    fn map_file(&self, offset: u64, len: u64, file: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
-        assert!(offset + len <= self.bytes, "segments were checked against the size of memory");
+    fn map_file(
+        &self,
+        offset: u64,
+        len: u64,
+        file: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        assert!(
+            offset + len <= self.bytes,
+            "segments were checked against the size of memory"
+        );
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: `offset` lies inside the mapping (asserted above).
@@ -151,7 +170,10 @@ impl Memory {
         let mapped = unsafe {
             rustix::mm::mmap(at.as_ptr().cast(), len as usize, prot, flags, file, offset)
         };
-        mapped.map(drop).map_err(|e| Error::Map { bytes: len, source: e.into() })
+        mapped.map(drop).map_err(|e| Error::Map {
+            bytes: len,
+            source: e.into(),
+        })
     }
 
     /// Bytes of RAM.
@@ -189,18 +211,9 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.base.add(offset as usize).as_ptr(), len as usize) }
     }
 
-    /// Tells the kernel that the pages of `[offset, offset + len)` have been written out and the
-    /// process will not need them soon.
-    pub fn cold(&self, offset: u64, len: u64) {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= self.bytes));
-        // SAFETY: the range lies inside our own mapping, and MADV_COLD changes no contents.
-        _ = unsafe {
-            rustix::mm::madvise(
-                self.base.add(offset as usize).as_ptr().cast(),
-                len as usize,
-                Advice::LinuxCold,
-            )
-        };
+    /// The parts that files back, as offsets and lengths.
+    pub fn backed(&self) -> &[(u64, u64)] {
+        &self.backed
     }
 }
 
@@ -244,9 +257,16 @@ fn check_lengths(segments: &[Segment], files: &[File]) -> Result<(), Error> {
     for (layer, file) in files.iter().enumerate() {
         let of_layer = segments.iter().filter(|s| s.source == Source::Layer(layer));
         let needed = of_layer.map(|s| s.offset + s.len).max().unwrap_or(0);
-        let found = file.metadata().map_err(|source| Error::Read { layer, source })?.len();
+        let found = file
+            .metadata()
+            .map_err(|source| Error::Read { layer, source })?
+            .len();
         if found < needed {
-            return Err(Error::Short { layer, found, needed });
+            return Err(Error::Short {
+                layer,
+                found,
+                needed,
+            });
         }
     }
     Ok(())
@@ -260,12 +280,16 @@ fn flatten(bytes: u64, segments: &[Segment], files: &[File]) -> Result<OwnedFd, 
     flat.set_len(bytes).map_err(Error::Flatten)?;
     let mut buffer = vec![0; 1 << 20];
     for segment in segments {
-        let Source::Layer(layer) = segment.source else { continue };
+        let Source::Layer(layer) = segment.source else {
+            continue;
+        };
         let mut at = segment.offset;
         let end = segment.offset + segment.len;
         while at < end {
             let chunk = &mut buffer[..(end - at).min(1 << 20) as usize];
-            files[layer].read_exact_at(chunk, at).map_err(|source| Error::Read { layer, source })?;
+            files[layer]
+                .read_exact_at(chunk, at)
+                .map_err(|source| Error::Read { layer, source })?;
             flat.write_all_at(chunk, at).map_err(Error::Flatten)?;
             at += chunk.len() as u64;
         }

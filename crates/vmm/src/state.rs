@@ -5,8 +5,8 @@
 //! [`compat`] decides whether this host can go on with a machine frozen elsewhere.
 
 pub mod compat;
-pub mod file;
 mod fields;
+pub mod file;
 pub mod msrs;
 mod vcpu;
 mod vm;

@@ -1,6 +1,9 @@
 //! The system calls that neither rustix nor the rust-vmm crates offer, one small safe function each.
 
-#![allow(unsafe_code, reason = "the crate's door to raw system calls; every block is argued")]
+#![allow(
+    unsafe_code,
+    reason = "the crate's door to raw system calls; every block is argued"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -22,18 +25,30 @@ pub enum Forked {
     },
 }
 
-/// Forks this process as a *sibling*: the new process has the same parent as this one, so the
-/// controller can wait for every VM, whoever forked it. With `cgroup` (an open cgroup v2 directory)
-/// the new process is born in that group.
+/// Whose child a new process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kin {
+    /// Of the same parent as this process: the controller can wait for every VM, whoever forked it.
+    Sibling,
+    /// Of this process, and ended with it.
+    Child,
+}
+
+/// Forks this process. With `cgroup` (an open cgroup v2 directory) the new process is born in that
+/// group.
 ///
 /// Only the calling thread exists in the child. The caller makes sure that other threads are parked
 /// where they hold no lock that the child needs (the allocator's above all): templates have no other
 /// threads, and a branch parks the vCPU threads in their gate first.
-pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+pub fn fork(kin: Kin, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     // SAFETY: clone_args is plain old data for which all zeroes is the documented "nothing asked".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     let mut pidfd: RawFd = -1;
-    args.flags = (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64;
+    args.flags = libc::CLONE_PIDFD as u64;
+    match kin {
+        Kin::Sibling => args.flags |= libc::CLONE_PARENT as u64,
+        Kin::Child => args.exit_signal = libc::SIGCHLD as u64,
+    }
     args.pidfd = &raw mut pidfd as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
@@ -47,9 +62,18 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
+        0 => {
+            if kin == Kin::Child {
+                // SAFETY: this prctl takes a number and touches no memory.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            }
+            Ok(Forked::Child)
+        }
         // SAFETY: the kernel has just stored a new descriptor there that nobody else owns.
-        pid => Ok(Forked::Parent { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        pid => Ok(Forked::Parent {
+            pid: pid as u32,
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
     }
 }
 
@@ -97,6 +121,17 @@ pub fn one_malloc_arena() {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes no pointers and does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// Waits until at least one of `fds` is readable, or its other end gone; says which. A signal ends the
+/// wait with none.
+pub fn wait_readable(fds: &[RawFd]) -> Vec<bool> {
+    let watch = |fd: &RawFd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 };
+    let mut polled: Vec<_> = fds.iter().map(watch).collect();
+    // SAFETY: `polled` is an exclusively owned array of that many elements. Numbers that are no
+    // descriptors are reported in `revents`.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+    polled.iter().map(|fd| fd.revents != 0).collect()
 }
 
 /// What `PAGEMAP_SCAN` reports: a run of pages `[start, end)` of one kind.

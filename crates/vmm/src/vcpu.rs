@@ -10,7 +10,10 @@
 //!   gate.open()    ─────────────────────► runs on
 //! ```
 
-#![allow(unsafe_code, reason = "one byte of the shared run page is written from another thread")]
+#![allow(
+    unsafe_code,
+    reason = "one byte of the shared run page is written from another thread"
+)]
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -59,12 +62,17 @@ impl Vcpu {
         let byte = &raw mut fd.get_kvm_run().immediate_exit;
         // SAFETY: the run page is mapped, so the address is not null; AtomicU8 has the layout of u8.
         let immediate_exit = unsafe { NonNull::new_unchecked(byte.cast::<AtomicU8>()) };
-        Vcpu { fd: Mutex::new(Some(fd)), immediate_exit }
+        Vcpu {
+            fd: Mutex::new(Some(fd)),
+            immediate_exit,
+        }
     }
 
     /// The descriptor, for a caller that knows the vCPU to be parked or not yet started.
     pub fn with_fd<T>(&self, f: impl FnOnce(&VcpuFd) -> T) -> T {
-        f(lock(&self.fd).as_ref().expect("only a branch sheds the vCPU, and then forgets it"))
+        f(lock(&self.fd)
+            .as_ref()
+            .expect("only a branch sheds the vCPU, and then forgets it"))
     }
 
     /// Unmaps and closes the vCPU in a process that has been forked off.
@@ -144,7 +152,9 @@ impl Gate {
 
 /// Waits on a condition; a panicked thread changes nothing about what is waited for.
 pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-    condition.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+    condition
+        .wait(guard)
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Something that may hold a vCPU thread in a device access and must let go before a pause.
@@ -177,7 +187,9 @@ pub struct Threads {
 
 /// A thread could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start the thread of vCPU {vcpu}: raise the limit on processes (pids.max, ulimit -u)")]
+#[error(
+    "cannot start the thread of vCPU {vcpu}: raise the limit on processes (pids.max, ulimit -u)"
+)]
 pub struct Error {
     /// Which.
     vcpu: usize,
@@ -208,10 +220,20 @@ impl Threads {
                 confine();
                 run(&vcpu, &shared);
             };
-            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(body);
-            threads.push(thread.map_err(|source| Error { vcpu: number, source })?);
+            let thread = std::thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn(body);
+            threads.push(thread.map_err(|source| Error {
+                vcpu: number,
+                source,
+            })?);
         }
-        Ok(Threads { vcpus, threads, gate: shared.gate.clone(), wakeups })
+        Ok(Threads {
+            vcpus,
+            threads,
+            gate: shared.gate.clone(),
+            wakeups,
+        })
     }
 
     /// The vCPUs.
@@ -228,7 +250,11 @@ impl Threads {
             _ = thread.kill(KICK);
         }
         self.wakeups.iter().for_each(|wakeup| wakeup.wake());
-        let alive = self.threads.iter().filter(|thread| !thread.is_finished()).count();
+        let alive = self
+            .threads
+            .iter()
+            .filter(|thread| !thread.is_finished())
+            .count();
         self.gate.wait_for(alive);
     }
 
@@ -318,7 +344,10 @@ fn enter(fd: &mut VcpuFd, shared: &Shared) -> Step {
         Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Step::Interrupted,
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => (Exit::PowerOff, String::new()),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => (Exit::Reset, String::new()),
-        Ok(VcpuExit::Shutdown) => (Exit::Crash, "the guest's CPU shut down (triple fault)".into()),
+        Ok(VcpuExit::Shutdown) => (
+            Exit::Crash,
+            "the guest's CPU shut down (triple fault)".into(),
+        ),
         Ok(VcpuExit::Hlt) => (Exit::PowerOff, "the guest halted for good".into()),
         Ok(other) => (Exit::Internal, format!("KVM left the guest with {other:?}")),
         Err(e) => (Exit::Internal, format!("KVM cannot run the guest: {e}")),

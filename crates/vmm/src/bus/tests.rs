@@ -23,8 +23,22 @@ fn device() -> Shared<Register> {
 fn accesses_reach_the_device_that_claims_them() {
     let (low, high) = (device(), device());
     let mut bus = Bus::default();
-    bus.insert(Range { base: 0x2000, len: 0x10 }, high.clone()).unwrap();
-    bus.insert(Range { base: 0x1000, len: 0x10 }, low.clone()).unwrap();
+    bus.insert(
+        Range {
+            base: 0x2000,
+            len: 0x10,
+        },
+        high.clone(),
+    )
+    .unwrap();
+    bus.insert(
+        Range {
+            base: 0x1000,
+            len: 0x10,
+        },
+        low.clone(),
+    )
+    .unwrap();
 
     let mut data = [0; 4];
     assert!(bus.read(0x1004, &mut data));
@@ -37,7 +51,14 @@ fn accesses_reach_the_device_that_claims_them() {
 #[test]
 fn unclaimed_and_straddling_accesses_read_as_ones() {
     let mut bus = Bus::default();
-    bus.insert(Range { base: 0x1000, len: 0x10 }, device()).unwrap();
+    bus.insert(
+        Range {
+            base: 0x1000,
+            len: 0x10,
+        },
+        device(),
+    )
+    .unwrap();
     for address in [0, 0xfff, 0x100e, 0x1010, u64::MAX] {
         let mut data = [0; 4];
         assert!(!bus.read(address, &mut data), "{address:#x}");
@@ -49,7 +70,14 @@ fn unclaimed_and_straddling_accesses_read_as_ones() {
 #[test]
 fn overlaps_and_bad_ranges_are_refused() {
     let mut bus = Bus::default();
-    bus.insert(Range { base: 0x1000, len: 0x10 }, device()).unwrap();
+    bus.insert(
+        Range {
+            base: 0x1000,
+            len: 0x10,
+        },
+        device(),
+    )
+    .unwrap();
     for (base, len) in [(0x1000, 1), (0xff8, 9), (0x100f, 1)] {
         let range = Range { base, len };
         assert_eq!(bus.insert(range, device()), Err(Error::Overlap(range)));

@@ -7,7 +7,8 @@ fn messages_arrive_with_their_descriptors() {
     let (a, b) = Channel::pair().unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
     a.request(3, &Request::Pause, &[]).unwrap();
-    a.request(4, &Request::Write, &[file.as_fd(), file.as_fd()]).unwrap();
+    a.request(4, &Request::Write, &[file.as_fd(), file.as_fd()])
+        .unwrap();
     let (seq, request, fds) = b.next_request().unwrap().unwrap();
     assert_eq!((seq, request, fds.len()), (3, Request::Pause, 0));
     let (seq, request, fds) = b.next_request().unwrap().unwrap();

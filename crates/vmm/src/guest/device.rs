@@ -68,7 +68,12 @@ pub struct TestDevice {
 impl TestDevice {
     /// A device that has said nothing yet.
     pub fn new(mailbox: Arc<Mailbox>, control: Arc<Channel>) -> TestDevice {
-        TestDevice { mailbox, control, args: [0; 3], announced: false }
+        TestDevice {
+            mailbox,
+            control,
+            args: [0; 3],
+            announced: false,
+        }
     }
 
     fn report(&self, value: u64) {

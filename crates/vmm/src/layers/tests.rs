@@ -11,7 +11,9 @@ fn index(pages: &[Option<Kind>]) -> Index {
     let mut builder = Builder::new(PAGES * PAGE_SIZE).unwrap();
     for (page, kind) in pages.iter().enumerate() {
         if let Some(kind) = kind {
-            builder.push(page as u64 * PAGE_SIZE, PAGE_SIZE, *kind).unwrap();
+            builder
+                .push(page as u64 * PAGE_SIZE, PAGE_SIZE, *kind)
+                .unwrap();
         }
     }
     builder.finish()
@@ -35,7 +37,9 @@ fn kinds() -> impl Strategy<Value = Vec<Option<Kind>>> {
     let kind = prop_oneof![Just(None), Just(Some(Kind::Data)), Just(Some(Kind::Zero))];
     // Runs, so that extents overlap in interesting ways.
     prop::collection::vec((kind, 1..9usize), 64).prop_map(|runs| {
-        let pages = runs.into_iter().flat_map(|(kind, len)| std::iter::repeat_n(kind, len));
+        let pages = runs
+            .into_iter()
+            .flat_map(|(kind, len)| std::iter::repeat_n(kind, len));
         pages.take(PAGES as usize).collect()
     })
 }
@@ -60,6 +64,10 @@ fn layers_of_other_sizes_are_refused() {
     assert_eq!(compose(&[]), Err(Error::None));
     let small = Builder::new(PAGE_SIZE).unwrap().finish();
     let large = Builder::new(2 * PAGE_SIZE).unwrap().finish();
-    let expected = Error::Size { layer: 1, found: 2 * PAGE_SIZE, expected: PAGE_SIZE };
+    let expected = Error::Size {
+        layer: 1,
+        found: 2 * PAGE_SIZE,
+        expected: PAGE_SIZE,
+    };
     assert_eq!(compose(&[small, large]), Err(expected));
 }

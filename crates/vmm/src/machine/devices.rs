@@ -1,15 +1,20 @@
 //! The devices of one machine: made, found on the buses, saved and made again.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use forkd_wire::vmm::Exit;
 use kvm_ioctls::VmFd;
 
-use crate::bus::{self, Bus, Range};
+use crate::bus::{self, Bus, IrqLine, Range};
 use crate::control::Channel;
+use crate::devices::power::{PowerEvent, PowerSink};
+use crate::devices::set::{self, Handles, Plan, Set, Wiring};
 use crate::exit::ExitEvent;
 use crate::guest::{self, Mailbox, TestDevice};
+use crate::kvm::KvmIrq;
 use crate::memory::Memory;
 use crate::vcpu::Wakeup;
 
@@ -22,6 +27,9 @@ pub enum Error {
     /// A device of the frozen machine is unknown here.
     #[error("the machine has a device {0:?} that this version of forkd-vmm does not have")]
     Unknown(String),
+    /// A device of a Linux guest.
+    #[error(transparent)]
+    Set(#[from] set::Error),
     /// Two devices in one place.
     #[error("cannot place device {device} on the bus")]
     Place {
@@ -38,6 +46,8 @@ pub enum Error {
 pub struct Resources {
     /// The process's control socket: devices send reports there.
     pub control: Arc<Channel>,
+    /// One file for each disk of the machine.
+    pub disks: Vec<File>,
     /// The network device's tap.
     pub tap: Option<OwnedFd>,
     /// Listening stream socket whose connections become streams to the guest.
@@ -52,6 +62,17 @@ pub struct Devices {
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
     mailbox: Option<Arc<Mailbox>>,
+    set: Option<Arc<Set>>,
+}
+
+impl PowerSink for ExitEvent {
+    fn ended(&self, event: PowerEvent) {
+        let exit = match event {
+            PowerEvent::Off => Exit::PowerOff,
+            PowerEvent::Reset => Exit::Reset,
+        };
+        self.end(exit, String::new());
+    }
 }
 
 impl Devices {
@@ -60,36 +81,83 @@ impl Devices {
         let mailbox = Arc::new(Mailbox::default());
         let device = TestDevice::new(mailbox.clone(), control);
         let mut pio = Bus::default();
-        let range = Range { base: guest::PORT, len: guest::PORTS };
+        let range = Range {
+            base: guest::PORT,
+            len: guest::PORTS,
+        };
         let placed = pio.insert(range, Arc::new(Mutex::new(device)));
-        placed.map_err(|source| Error::Place { device: TEST.to_owned(), source })?;
-        Ok(Devices { pio: Arc::new(pio), mmio: Arc::default(), mailbox: Some(mailbox) })
+        placed.map_err(|source| Error::Place {
+            device: TEST.to_owned(),
+            source,
+        })?;
+        Ok(Devices {
+            pio: Arc::new(pio),
+            mmio: Arc::default(),
+            mailbox: Some(mailbox),
+            ..Devices::default()
+        })
+    }
+
+    /// The devices of a Linux guest that has never run.
+    pub fn linux(
+        plan: Plan,
+        resources: Resources,
+        vm: &Arc<VmFd>,
+        memory: &Arc<Memory>,
+        exit: &ExitEvent,
+    ) -> Result<Devices, Error> {
+        Devices::placed(Set::new(
+            plan,
+            handles(resources),
+            &wiring(&line(vm), memory, exit),
+        )?)
     }
 
     /// Makes the devices of a frozen machine again.
     pub fn restore(
         saved: &BTreeMap<String, serde_json::Value>,
         resources: Resources,
-        _vm: &Arc<VmFd>,
-        _memory: &Arc<Memory>,
-        _exit: &ExitEvent,
+        vm: &Arc<VmFd>,
+        memory: &Arc<Memory>,
+        exit: &ExitEvent,
     ) -> Result<Devices, Error> {
         if saved.contains_key(TEST) {
             return Devices::test(resources.control);
         }
-        match saved.keys().next() {
-            Some(name) => Err(Error::Unknown(name.clone())),
-            None => Ok(Devices::default()),
+        if saved.is_empty() {
+            return Ok(Devices::default());
         }
+        let set = Set::restore(saved, handles(resources), &wiring(&line(vm), memory, exit))?;
+        set.resume()?;
+        Devices::placed(set)
+    }
+
+    fn placed(set: Set) -> Result<Devices, Error> {
+        let (mut pio, mut mmio) = (Bus::default(), Bus::default());
+        set.place(&mut pio, &mut mmio)?;
+        Ok(Devices {
+            pio: Arc::new(pio),
+            mmio: Arc::new(mmio),
+            mailbox: None,
+            set: Some(Arc::new(set)),
+        })
     }
 
     /// What is kept of each device.
     pub fn save(&self) -> Result<BTreeMap<String, serde_json::Value>, Error> {
-        let mut saved = BTreeMap::new();
+        let mut saved = match &self.set {
+            Some(set) => set.save()?,
+            None => BTreeMap::new(),
+        };
         if self.mailbox.is_some() {
             saved.insert(TEST.to_owned(), serde_json::Value::Null);
         }
         Ok(saved)
+    }
+
+    /// The devices of a Linux guest, if it is one.
+    pub fn set(&self) -> Option<&Set> {
+        self.set.as_deref()
     }
 
     /// Port devices.
@@ -104,11 +172,44 @@ impl Devices {
 
     /// What must be woken before a pause.
     pub fn wakeups(&self) -> Vec<Arc<dyn Wakeup>> {
-        self.mailbox.iter().map(|mailbox| mailbox.clone() as Arc<dyn Wakeup>).collect()
+        self.mailbox
+            .iter()
+            .map(|mailbox| mailbox.clone() as Arc<dyn Wakeup>)
+            .collect()
     }
 
     /// Where commands for the test guest go, if it is one.
     pub fn mailbox(&self) -> Option<&Arc<Mailbox>> {
         self.mailbox.as_ref()
+    }
+}
+
+fn handles(resources: Resources) -> Handles {
+    let Resources {
+        disks,
+        tap,
+        vsock,
+        console,
+        ..
+    } = resources;
+    Handles {
+        disks,
+        tap,
+        vsock,
+        console,
+    }
+}
+
+fn line(vm: &Arc<VmFd>) -> impl Fn(u32) -> Arc<dyn IrqLine> + use<> {
+    let vm = vm.clone();
+    move |gsi| Arc::new(KvmIrq::new(vm.clone(), gsi))
+}
+
+fn wiring<'a, I>(irq: &'a I, memory: &Arc<Memory>, exit: &ExitEvent) -> Wiring<'a, I> {
+    let memory = Arc::new(memory.guest().clone());
+    Wiring {
+        memory,
+        irq,
+        power: Arc::new(exit.clone()),
     }
 }

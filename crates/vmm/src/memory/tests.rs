@@ -7,17 +7,24 @@ use super::*;
 fn file(pages: &[u8]) -> File {
     let file = tempfile::tempfile().unwrap();
     for (page, byte) in pages.iter().enumerate() {
-        file.write_all_at(&[*byte; PAGE as usize], page as u64 * PAGE).unwrap();
+        file.write_all_at(&[*byte; PAGE as usize], page as u64 * PAGE)
+            .unwrap();
     }
     file
 }
 
 fn segment(page: u64, source: Source) -> Segment {
-    Segment { offset: page * PAGE, len: PAGE, source }
+    Segment {
+        offset: page * PAGE,
+        len: PAGE,
+        source,
+    }
 }
 
 fn bytes_of(memory: &Memory) -> Vec<u8> {
-    (0..memory.bytes() / PAGE).map(|page| memory.frozen(page * PAGE, 1)[0]).collect()
+    (0..memory.bytes() / PAGE)
+        .map(|page| memory.frozen(page * PAGE, 1)[0])
+        .collect()
 }
 
 #[test]
@@ -42,8 +49,9 @@ fn scattered_layers_are_flattened_to_the_same_content() {
     let pages = 4 * MAPPED_PIECES_MAX as u64;
     let low: Vec<u8> = (0..pages).map(|page| (page % 251) as u8).collect();
     let high: Vec<u8> = (0..pages).map(|page| (page % 241) as u8).collect();
-    let segments: Vec<Segment> =
-        (0..pages).map(|page| segment(page, Source::Layer(page as usize % 2))).collect();
+    let segments: Vec<Segment> = (0..pages)
+        .map(|page| segment(page, Source::Layer(page as usize % 2)))
+        .collect();
     let memory = Memory::layered(pages * PAGE, &segments, &[file(&low), file(&high)]).unwrap();
     let expected: Vec<u8> = (0..pages as usize)
         .map(|page| if page % 2 == 0 { low[page] } else { high[page] })
@@ -54,18 +62,31 @@ fn scattered_layers_are_flattened_to_the_same_content() {
 #[test]
 fn a_short_memory_file_is_refused_before_anybody_touches_it() {
     let refused = Memory::layered(4 * PAGE, &[segment(3, Source::Layer(0))], &[file(&[1])]);
-    assert!(matches!(refused, Err(Error::Short { layer: 0, found: 4096, needed: 16384 })));
+    assert!(matches!(
+        refused,
+        Err(Error::Short {
+            layer: 0,
+            found: 4096,
+            needed: 16384
+        })
+    ));
 }
 
 #[test]
 fn impossible_sizes_are_refused() {
     assert!(matches!(Memory::anonymous(0), Err(Error::Size(0))));
-    assert!(matches!(Memory::anonymous(300_000), Err(Error::Size(300_000))));
+    assert!(matches!(
+        Memory::anonymous(300_000),
+        Err(Error::Size(300_000))
+    ));
     assert!(matches!(Memory::reserve(1 << 50), Err(Error::Map { .. })));
 }
 
 #[test]
 fn memory_beyond_three_gibibytes_continues_at_four() {
     assert_eq!(regions(2 << 30), [(0, 0, 2 << 30)]);
-    assert_eq!(regions(5 << 30), [(0, 0, 3 << 30), (4 << 30, 3 << 30, 2 << 30)]);
+    assert_eq!(
+        regions(5 << 30),
+        [(0, 0, 3 << 30), (4 << 30, 3 << 30, 2 << 30)]
+    );
 }

@@ -13,7 +13,9 @@ use crate::kvm::{Error as KvmError, failed};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Another maker's CPU.
-    #[error("the machine was frozen on a {theirs} CPU and this host has a {ours} CPU: restore it on a {theirs} host")]
+    #[error(
+        "the machine was frozen on a {theirs} CPU and this host has a {ours} CPU: restore it on a {theirs} host"
+    )]
     Vendor {
         /// Where it was frozen.
         theirs: String,
@@ -50,8 +52,10 @@ const FEATURE_WORDS: [(u32, u32, Register, &str); 11] = [
 
 /// Bits that are not features of the host: the guest's own settings mirrored into CPUID (OSXSAVE,
 /// OSPKE), the hypervisor bit and the TSC-deadline timer and x2APIC, which KVM emulates anywhere.
-const NOT_FEATURES: [(&str, u32); 2] =
-    [("1.ecx", 1 << 27 | 1 << 31 | 1 << 24 | 1 << 21), ("7.ecx", 1 << 4)];
+const NOT_FEATURES: [(&str, u32); 2] = [
+    ("1.ecx", 1 << 27 | 1 << 31 | 1 << 24 | 1 << 21),
+    ("7.ecx", 1 << 4),
+];
 
 /// Names of the features people know by name.
 const NAMES: [(&str, u32, &str); 24] = [
@@ -84,13 +88,22 @@ const NAMES: [(&str, u32, &str); 24] = [
 /// What this host can show a guest.
 pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
     let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
-    Ok(cpuid.map_err(failed("list the CPU's features"))?.as_slice().to_vec())
+    Ok(cpuid
+        .map_err(failed("list the CPU's features"))?
+        .as_slice()
+        .to_vec())
 }
 
 /// Facts about this host.
 pub fn host_facts(supported: &[kvm_cpuid_entry2]) -> HostFacts {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    HostFacts { vendor: vendor(supported), kernel: release }
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    HostFacts {
+        vendor: vendor(supported),
+        kernel: release,
+    }
 }
 
 /// Whether a machine can go on where `supported` is all there is.
@@ -99,17 +112,27 @@ pub fn check(state: &MachineState, supported: &[kvm_cpuid_entry2]) -> Result<(),
     if theirs != ours {
         return Err(Error::Vendor { theirs, ours });
     }
-    let mut missing: Vec<String> =
-        state.vcpus.iter().flat_map(|vcpu| missing(&vcpu.cpuid, supported)).collect();
+    let mut missing: Vec<String> = state
+        .vcpus
+        .iter()
+        .flat_map(|vcpu| missing(&vcpu.cpuid, supported))
+        .collect();
     missing.sort_unstable();
     missing.dedup();
-    if missing.is_empty() { Ok(()) } else { Err(Error::Features(missing)) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Features(missing))
+    }
 }
 
 fn missing(seen: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut names = Vec::new();
     for (leaf, index, register, word) in FEATURE_WORDS {
-        let mirrored = NOT_FEATURES.iter().find(|(w, _)| *w == word).map_or(0, |(_, bits)| *bits);
+        let mirrored = NOT_FEATURES
+            .iter()
+            .find(|(w, _)| *w == word)
+            .map_or(0, |(_, bits)| *bits);
         let seen = read(seen, leaf, index, register);
         let lacking = seen & !read(supported, leaf, index, register) & !mirrored;
         let bits = (0..32).filter(|bit| lacking & 1 << bit != 0);
@@ -120,11 +143,16 @@ fn missing(seen: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Vec<Str
 
 fn name(word: &str, bit: u32) -> String {
     let known = NAMES.iter().find(|(w, b, _)| *w == word && *b == bit);
-    known.map_or_else(|| format!("cpuid {word} bit {bit}"), |(_, _, name)| (*name).to_owned())
+    known.map_or_else(
+        || format!("cpuid {word} bit {bit}"),
+        |(_, _, name)| (*name).to_owned(),
+    )
 }
 
 fn read(entries: &[kvm_cpuid_entry2], leaf: u32, index: u32, register: Register) -> u32 {
-    let entry = entries.iter().find(|entry| entry.function == leaf && entry.index == index);
+    let entry = entries
+        .iter()
+        .find(|entry| entry.function == leaf && entry.index == index);
     entry.map_or(0, |entry| match register {
         Register::Eax => entry.eax,
         Register::Ebx => entry.ebx,
@@ -135,7 +163,11 @@ fn read(entries: &[kvm_cpuid_entry2], leaf: u32, index: u32, register: Register)
 
 fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
     let words = [Register::Ebx, Register::Edx, Register::Ecx];
-    let bytes: Vec<u8> =
-        words.into_iter().flat_map(|register| read(entries, 0, 0, register).to_le_bytes()).collect();
-    String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    let bytes: Vec<u8> = words
+        .into_iter()
+        .flat_map(|register| read(entries, 0, 0, register).to_le_bytes())
+        .collect();
+    String::from_utf8_lossy(&bytes)
+        .trim_end_matches('\0')
+        .to_owned()
 }

@@ -24,13 +24,19 @@ impl<'a> Fields<'a> {
     }
 
     fn damaged(&self, tag: u16) -> Error {
-        Error::Field { section: self.section, field: tag }
+        Error::Field {
+            section: self.section,
+            field: tag,
+        }
     }
 
     /// The bytes of the next field, which must be `tag`.
     pub(super) fn raw(&mut self, tag: u16) -> Result<&'a [u8], Error> {
         let damaged = self.damaged(tag);
-        let (head, rest) = self.bytes.split_at_checked(8).ok_or_else(|| damaged.clone())?;
+        let (head, rest) = self
+            .bytes
+            .split_at_checked(8)
+            .ok_or_else(|| damaged.clone())?;
         let found = u16::from_le_bytes([head[0], head[1]]);
         let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
         let (value, rest) = rest.split_at_checked(len).ok_or_else(|| damaged.clone())?;
@@ -62,6 +68,10 @@ impl<'a> Fields<'a> {
 
     /// There must be nothing left.
     pub(super) fn finish(self) -> Result<(), Error> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(self.damaged(0)) }
+        if self.bytes.is_empty() {
+            Ok(())
+        } else {
+            Err(self.damaged(0))
+        }
     }
 }

@@ -46,7 +46,9 @@ const VCPU: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Too short, or cut off.
-    #[error("state file has {found} bytes, expected {expected}: it is truncated, take or import the snapshot again")]
+    #[error(
+        "state file has {found} bytes, expected {expected}: it is truncated, take or import the snapshot again"
+    )]
     Length {
         /// Bytes there should be.
         expected: u64,
@@ -60,13 +62,17 @@ pub enum Error {
         found: [u8; 8],
     },
     /// Another version of the format.
-    #[error("state file has format version {found}, this program reads version {FORMAT_VERSION}: take the snapshot again with this version of forkd")]
+    #[error(
+        "state file has format version {found}, this program reads version {FORMAT_VERSION}: take the snapshot again with this version of forkd"
+    )]
     Version {
         /// The version found.
         found: u32,
     },
     /// The checksum does not match the contents.
-    #[error("state file is damaged: its checksum does not match, take or import the snapshot again")]
+    #[error(
+        "state file is damaged: its checksum does not match, take or import the snapshot again"
+    )]
     Checksum,
     /// A number of vCPUs that no machine has.
     #[error("state file has {0} vCPUs, a machine has 1 to {VCPUS_MAX}")]
@@ -75,7 +81,9 @@ pub enum Error {
     #[error("state file is malformed: section {0} is missing or cut off")]
     Section(u32),
     /// A field is missing, of another size, or not expected.
-    #[error("state file is malformed: field {field} of section {section} is missing or of another size")]
+    #[error(
+        "state file is malformed: field {field} of section {section} is missing or of another size"
+    )]
     Field {
         /// Which section.
         section: &'static str,
@@ -99,7 +107,9 @@ impl MachineState {
         out.extend_from_slice(&[0; 16]);
         section(&mut out, DESCRIPTION, &description);
         section(&mut out, VM, &encode_vm(&self.vm));
-        self.vcpus.iter().for_each(|vcpu| section(&mut out, VCPU, &encode_vcpu(vcpu)));
+        self.vcpus
+            .iter()
+            .for_each(|vcpu| section(&mut out, VCPU, &encode_vcpu(vcpu)));
         let body = (out.len() - HEADER) as u64;
         out[16..24].copy_from_slice(&body.to_le_bytes());
         let hash = blake3::hash(&out);
@@ -116,12 +126,17 @@ impl MachineState {
         let description: MachineDescription =
             serde_json::from_slice(description).map_err(|e| Error::Description(e.to_string()))?;
         let vm = decode_vm(next(&mut rest, VM)?)?;
-        let vcpus: Result<Vec<_>, _> =
-            (0..vcpu_count).map(|_| decode_vcpu(next(&mut rest, VCPU)?)).collect();
+        let vcpus: Result<Vec<_>, _> = (0..vcpu_count)
+            .map(|_| decode_vcpu(next(&mut rest, VCPU)?))
+            .collect();
         if !rest.is_empty() {
             return Err(Error::Section(VCPU + 1));
         }
-        Ok(MachineState { description, vm, vcpus: vcpus? })
+        Ok(MachineState {
+            description,
+            vm,
+            vcpus: vcpus?,
+        })
     }
 }
 
@@ -130,7 +145,10 @@ fn open(bytes: &[u8]) -> Result<(u32, &[u8]), Error> {
     let found = bytes.len() as u64;
     let least = (HEADER + HASH) as u64;
     if found < least {
-        return Err(Error::Length { expected: least, found });
+        return Err(Error::Length {
+            expected: least,
+            found,
+        });
     }
     let magic: [u8; 8] = array(bytes, 0);
     if magic != MAGIC {

@@ -2,8 +2,8 @@
 
 use kvm_bindings::*;
 
-use super::*;
 use super::file::{Error, FORMAT_VERSION};
+use super::*;
 
 /// A small machine with recognisable contents, the same every time.
 pub(crate) fn sample() -> MachineState {
@@ -19,26 +19,55 @@ pub(crate) fn sample() -> MachineState {
             cpuid(0, 0x756e_6547, 0x6c65_746e, 0x4965_6e69),
             cpuid(1, 0, 1 << 28 | 1 << 27, 1),
         ],
-        msrs: vec![kvm_msr_entry { index: 0x10, data: 77, ..Default::default() }],
-        regs: kvm_regs { rip: 0x1000, rax: 5, ..Default::default() },
-        sregs: kvm_sregs { cr0: 0x11, ..Default::default() },
-        xsave: Arc::new(kvm_xsave { region: [3; 1024], ..Default::default() }),
-        xcrs: kvm_xcrs { nr_xcrs: 1, ..Default::default() },
+        msrs: vec![kvm_msr_entry {
+            index: 0x10,
+            data: 77,
+            ..Default::default()
+        }],
+        regs: kvm_regs {
+            rip: 0x1000,
+            rax: 5,
+            ..Default::default()
+        },
+        sregs: kvm_sregs {
+            cr0: 0x11,
+            ..Default::default()
+        },
+        xsave: Arc::new(kvm_xsave {
+            region: [3; 1024],
+            ..Default::default()
+        }),
+        xcrs: kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        },
         lapic: kvm_lapic_state::default(),
-        debugregs: kvm_debugregs { dr6: 0xffff_0ff0, ..Default::default() },
+        debugregs: kvm_debugregs {
+            dr6: 0xffff_0ff0,
+            ..Default::default()
+        },
         events: kvm_vcpu_events::default(),
         mp_state: kvm_mp_state { mp_state: 3 },
         tsc_khz: 2_500_000,
     };
-    let chip = |chip_id| kvm_irqchip { chip_id, ..Default::default() };
+    let chip = |chip_id| kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
     MachineState {
         description: MachineDescription {
             memory_mib: 64,
             devices: BTreeMap::from([("serial".to_owned(), serde_json::json!({"divisor": 12}))]),
-            host: HostFacts { vendor: "GenuineIntel".to_owned(), kernel: "6.1.0".to_owned() },
+            host: HostFacts {
+                vendor: "GenuineIntel".to_owned(),
+                kernel: "6.1.0".to_owned(),
+            },
         },
         vm: VmState {
-            clock: kvm_clock_data { clock: 123_456_789, ..Default::default() },
+            clock: kvm_clock_data {
+                clock: 123_456_789,
+                ..Default::default()
+            },
             irqchips: [chip(0), chip(1), chip(2)],
         },
         vcpus: vec![vcpu.clone(), vcpu],
@@ -77,7 +106,10 @@ fn the_golden_file_of_version_1_is_what_we_write() {
         std::fs::write(golden, &written).unwrap();
     }
     let read = std::fs::read(golden).unwrap();
-    assert!(read == written, "the state format changed: raise FORMAT_VERSION instead");
+    assert!(
+        read == written,
+        "the state format changed: raise FORMAT_VERSION instead"
+    );
     let state = MachineState::decode(&read).unwrap();
     assert_eq!(state.description, sample().description);
     assert_eq!(state.vcpus[1].regs.rip, 0x1000);
@@ -88,7 +120,10 @@ fn the_golden_file_of_version_1_is_what_we_write() {
 fn every_truncation_and_every_flipped_byte_is_refused() {
     let bytes = sample().encode();
     for len in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
-        assert!(matches!(MachineState::decode(&bytes[..len]), Err(Error::Length { .. })));
+        assert!(matches!(
+            MachineState::decode(&bytes[..len]),
+            Err(Error::Length { .. })
+        ));
     }
     for at in (0..bytes.len()).step_by(61) {
         let mut changed = bytes.clone();
@@ -136,11 +171,20 @@ fn missing_features_are_named_and_mirrored_ones_ignored() {
     host[1].ecx = 0;
     host[1].edx = 0;
     let missing = vec!["avx".to_owned(), "cpuid 1.edx bit 0".to_owned()];
-    assert_eq!(compat::check(&state, &host), Err(compat::Error::Features(missing)));
+    assert_eq!(
+        compat::check(&state, &host),
+        Err(compat::Error::Features(missing))
+    );
     host[0].ebx = 0x6874_7541;
     host[0].edx = 0x6974_6e65;
     host[0].ecx = 0x444d_4163;
     let error = compat::check(&state, &host).unwrap_err();
     let ours = "AuthenticAMD".to_owned();
-    assert_eq!(error, compat::Error::Vendor { theirs: "GenuineIntel".to_owned(), ours });
+    assert_eq!(
+        error,
+        compat::Error::Vendor {
+            theirs: "GenuineIntel".to_owned(),
+            ours
+        }
+    );
 }

@@ -21,15 +21,25 @@ impl VcpuState {
     pub fn capture(fd: &VcpuFd, indices: &[u32]) -> Result<VcpuState, Error> {
         let mp_state = fd.get_mp_state().map_err(failed("read the MP state"))?;
         let regs = fd.get_regs().map_err(failed("read the registers"))?;
-        let sregs = fd.get_sregs().map_err(failed("read the segment registers"))?;
+        let sregs = fd
+            .get_sregs()
+            .map_err(failed("read the segment registers"))?;
         let xsave = Arc::new(fd.get_xsave().map_err(failed("read the vector state"))?);
-        let xcrs = fd.get_xcrs().map_err(failed("read the extended control registers"))?;
-        let debugregs = fd.get_debug_regs().map_err(failed("read the debug registers"))?;
+        let xcrs = fd
+            .get_xcrs()
+            .map_err(failed("read the extended control registers"))?;
+        let debugregs = fd
+            .get_debug_regs()
+            .map_err(failed("read the debug registers"))?;
         let lapic = fd.get_lapic().map_err(failed("read the local APIC"))?;
         let tsc_khz = fd.get_tsc_khz().map_err(failed("read the TSC frequency"))?;
-        let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("read the CPUID"))?;
+        let cpuid = fd
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("read the CPUID"))?;
         let msrs = read_msrs(fd, indices)?;
-        let events = fd.get_vcpu_events().map_err(failed("read pending events"))?;
+        let events = fd
+            .get_vcpu_events()
+            .map_err(failed("read pending events"))?;
         Ok(VcpuState {
             cpuid: cpuid.as_slice().to_vec(),
             msrs,
@@ -51,7 +61,12 @@ impl VcpuState {
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| too_long("set the CPUID"))?;
         let lists = defaults.changed(&self.msrs);
         let msrs: Result<_, _> = lists.chunks(MSRS_PER_CALL).map(msr_list).collect();
-        Ok(Prepared { cpuid, msrs: msrs?, tsc, state: self })
+        Ok(Prepared {
+            cpuid,
+            msrs: msrs?,
+            tsc,
+            state: self,
+        })
     }
 }
 
@@ -84,17 +99,25 @@ impl Prepared {
         let state = &self.state;
         self.set_cpuid(fd)?;
         if self.tsc == Tsc::Scaled {
-            fd.set_tsc_khz(state.tsc_khz).map_err(failed("scale the TSC to the machine's"))?;
+            fd.set_tsc_khz(state.tsc_khz)
+                .map_err(failed("scale the TSC to the machine's"))?;
         }
-        fd.set_mp_state(state.mp_state).map_err(failed("restore the MP state"))?;
-        fd.set_sregs(&state.sregs).map_err(failed("restore the segment registers"))?;
-        fd.set_regs(&state.regs).map_err(failed("restore the registers"))?;
+        fd.set_mp_state(state.mp_state)
+            .map_err(failed("restore the MP state"))?;
+        fd.set_sregs(&state.sregs)
+            .map_err(failed("restore the segment registers"))?;
+        fd.set_regs(&state.regs)
+            .map_err(failed("restore the registers"))?;
         set_xsave(fd, &state.xsave)?;
-        fd.set_xcrs(&state.xcrs).map_err(failed("restore the extended control registers"))?;
-        fd.set_debug_regs(&state.debugregs).map_err(failed("restore the debug registers"))?;
-        fd.set_lapic(&state.lapic).map_err(failed("restore the local APIC"))?;
+        fd.set_xcrs(&state.xcrs)
+            .map_err(failed("restore the extended control registers"))?;
+        fd.set_debug_regs(&state.debugregs)
+            .map_err(failed("restore the debug registers"))?;
+        fd.set_lapic(&state.lapic)
+            .map_err(failed("restore the local APIC"))?;
         self.msrs.iter().try_for_each(|list| write_msrs(fd, list))?;
-        fd.set_vcpu_events(&state.events).map_err(failed("restore pending events"))
+        fd.set_vcpu_events(&state.events)
+            .map_err(failed("restore pending events"))
     }
 
     /// Only the CPUID: what a rehearsal needs before it looks at the defaults.
@@ -109,7 +132,10 @@ pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entr
     let mut rest = indices;
     while !rest.is_empty() {
         let chunk = &rest[..rest.len().min(MSRS_PER_CALL)];
-        let entry = |index: &u32| kvm_msr_entry { index: *index, ..Default::default() };
+        let entry = |index: &u32| kvm_msr_entry {
+            index: *index,
+            ..Default::default()
+        };
         let entries: Vec<_> = chunk.iter().map(entry).collect();
         let mut msrs = msr_list(&entries)?;
         let read = fd.get_msrs(&mut msrs).map_err(failed("read the MSRs"))?;
@@ -124,7 +150,10 @@ pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entr
 fn write_msrs(fd: &VcpuFd, list: &Msrs) -> Result<(), Error> {
     let written = fd.set_msrs(list).map_err(failed("restore the MSRs"))?;
     match list.as_slice().get(written) {
-        Some(refused) => Err(Error::Msr { index: refused.index, value: refused.data }),
+        Some(refused) => Err(Error::Msr {
+            index: refused.index,
+            value: refused.data,
+        }),
         None => Ok(()),
     }
 }
@@ -134,5 +163,8 @@ fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, Error> {
 }
 
 fn too_long(step: &'static str) -> Error {
-    Error::Call { step, source: std::io::Error::from_raw_os_error(libc::E2BIG) }
+    Error::Call {
+        step,
+        source: std::io::Error::from_raw_os_error(libc::E2BIG),
+    }
 }

@@ -8,14 +8,17 @@ use super::*;
 #[test]
 fn a_closed_number_is_not_inherited() {
     for number in [-1, 0, 2, 999_999] {
-        assert_eq!(inherited_fd(number).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(
+            inherited_fd(number).unwrap_err().raw_os_error(),
+            Some(libc::EBADF)
+        );
     }
 }
 
 #[test]
 fn forking_into_what_is_no_cgroup_fails() {
     let file = File::open("/dev/null").unwrap();
-    assert!(fork(Some(file.as_fd())).is_err());
+    assert!(fork(Kin::Sibling, Some(file.as_fd())).is_err());
 }
 
 #[test]
@@ -50,11 +53,19 @@ fn own_pages_are_told_from_untouched_and_file_pages() {
     let start = base as u64;
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let mut regions = [PageRegion::default(); 8];
-    match own_pages(pagemap.as_fd(), start, start + 16 * page as u64, &mut regions) {
+    match own_pages(
+        pagemap.as_fd(),
+        start,
+        start + 16 * page as u64,
+        &mut regions,
+    ) {
         Ok((found, _)) => {
             assert_eq!(found, 1);
             let expected = start + 3 * page as u64;
-            assert_eq!((regions[0].start, regions[0].end), (expected, expected + page as u64));
+            assert_eq!(
+                (regions[0].start, regions[0].end),
+                (expected, expected + page as u64)
+            );
         }
         Err(e) if e.raw_os_error() == Some(libc::ENOTTY) => {
             println!("skipped: this kernel has no PAGEMAP_SCAN");
