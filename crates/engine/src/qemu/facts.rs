@@ -121,7 +121,7 @@ pub(super) fn difference(
             _ => there == here,
         };
         (!same).then(|| {
-            let say = |fact: Option<&String>| fact.map_or("unknown", |text| text);
+            let say = |fact: Option<&String>| fact.map_or("unknown", String::as_str);
             let name = key.replace('_', " ");
             format!(
                 "{name} was {} when it was made, here it is {}",
