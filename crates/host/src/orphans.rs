@@ -115,9 +115,11 @@ mod tests {
             command
         };
         let mut by_file = sleep().stdout(file).spawn().unwrap();
+        // Waits in itself: a child of it would bear its command line for an instant.
         let mut by_name = Command::new("sh")
-            .args(["-c", "sleep 60; :"])
+            .args(["-c", "read line"])
             .arg(dir.path().join("x"))
+            .stdin(Stdio::piped())
             .spawn()
             .unwrap();
         let mut bystander = sleep().arg("60").current_dir(other.path()).spawn().unwrap();
@@ -131,7 +133,10 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(killed, expected);
         for child in [&mut by_file, &mut by_name] {
-            assert!(process::identity_of(child.id()).unwrap().is_none(), "not gone");
+            assert!(
+                process::identity_of(child.id()).unwrap().is_none(),
+                "not gone"
+            );
             // Reaped above already, so there is nothing left to wait for.
             assert!(child.wait().is_err());
         }

@@ -40,7 +40,7 @@ impl From<StoreError> for Error {
             | StoreError::InUse { .. }
             | StoreError::HasDependents { .. } => ErrorCode::InUse,
             StoreError::Damaged { .. } => ErrorCode::Corrupt,
-            StoreError::NoSpace { .. } => ErrorCode::InsufficientResources,
+            StoreError::NoSpace { .. } | StoreError::Space { .. } => ErrorCode::InsufficientResources,
             _ => ErrorCode::Internal,
         };
         transparent(code, error)
