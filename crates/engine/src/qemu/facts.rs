@@ -121,18 +121,18 @@ pub(super) fn difference(
             _ => there == here,
         };
         (!same).then(|| {
-            let say = |fact: Option<&String>| fact.map_or("unknown", String::as_str);
             let name = key.replace('_', " ");
-            format!(
-                "{name} was {} when it was made, here it is {}",
-                say(there),
-                say(here)
-            )
+            let (there, here) = (say(there), say(here));
+            format!("{name} was {there} when it was made, here it is {here}")
         })
     };
     [VERSION, MACHINE, ACCEL, CPU, TSC]
         .into_iter()
         .find_map(differs)
+}
+
+fn say(fact: Option<&String>) -> &str {
+    fact.map_or("unknown", String::as_str)
 }
 
 /// Within a series, QEMU keeps the format of device state.
