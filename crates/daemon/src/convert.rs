@@ -17,7 +17,7 @@ pub(crate) fn millis(duration: Duration) -> f64 {
 }
 
 pub(crate) fn snapshot(view: SnapshotView) -> SnapshotInfo {
-    let layered = view.parent.is_some();
+    let layered = view.layered;
     let micros = |pause: Duration| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
     SnapshotInfo {
         tag: view.tag,
@@ -35,10 +35,13 @@ pub(crate) fn snapshot(view: SnapshotView) -> SnapshotInfo {
         id: view.id,
         engine: view.engine,
         image: view.image,
+        image_digest: view.image_digest,
+        warm: view.warm,
+        labels: view.labels,
         memory_mib: view.memory_mib,
         vcpus: view.vcpus,
         parent_tag: view.parent,
-        depth: view.depth,
+        layered,
         physical_bytes: view.physical_bytes,
         stages: None,
     }

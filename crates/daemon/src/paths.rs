@@ -56,11 +56,6 @@ impl NodePaths {
     pub fn workspaces(&self) -> PathBuf {
         self.state.with_extension("workspaces.json")
     }
-
-    /// The lock that keeps a second daemon away from the same state.
-    pub fn lock(&self) -> PathBuf {
-        self.state.with_extension("lock")
-    }
 }
 
 impl PathArgs {

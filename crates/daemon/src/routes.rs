@@ -1,9 +1,13 @@
 //! The routes, one file per resource. Each parses, calls and converts; none decides.
 
+pub(crate) mod exec;
+pub(crate) mod exec_ws;
 pub(crate) mod failures;
+pub(crate) mod files;
 pub(crate) mod node;
 pub(crate) mod sandboxes;
 pub(crate) mod snapshots;
+pub(crate) mod workspaces;
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The daemon from start to end: settings, lock, node, listener, signals, drain.
+//! The daemon from start to end: settings, node, listener, signals, drain.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forkd_engine::{Engine, Lifetime};
-use forkd_host::file::LockFile;
 use forkd_sandbox::Node;
 use forkd_sandbox::spec::NodeConfig;
 use forkd_sandbox::view::{Close, Recovery};
@@ -27,15 +26,6 @@ mod reload;
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another daemon owns the state, or the lock cannot be had.
-    #[error("cannot lock the state {}; one daemon at a time may use it", .path.display())]
-    Lock {
-        /// The state.
-        path: PathBuf,
-        /// Why; names the other daemon's pid.
-        #[source]
-        source: forkd_host::file::Error,
-    },
     /// A directory cannot be made.
     #[error("cannot make the directory {}", .path.display())]
     Directory {
@@ -74,53 +64,32 @@ pub enum Error {
     Signals(#[source] io::Error),
 }
 
-/// A node with the lock that keeps others away from its state.
-#[derive(Debug)]
-pub struct Opened {
-    /// The node.
-    pub node: Node,
-    /// What was found and done when it was opened.
-    pub recovery: Recovery,
-    /// Held for as long as the node is used.
-    pub lock: LockFile,
-}
-
 /// Opens the node of these paths, for the daemon or for one command.
 pub async fn open_node(
     paths: &NodePaths,
     engine: Arc<dyn Engine>,
     lifetime: Lifetime,
-) -> Result<Opened, Error> {
+) -> Result<(Node, Recovery), Error> {
     let state_dir = paths.state.parent().unwrap_or(&paths.data);
     for dir in [
-        &paths.data,
+        paths.data.as_path(),
         &paths.snapshots,
         &paths.run,
-        &state_dir.to_owned(),
+        state_dir,
     ] {
-        tokio::fs::create_dir_all(dir)
-            .await
-            .map_err(|source| Error::Directory {
-                path: dir.clone(),
-                source,
-            })?;
+        let made = tokio::fs::create_dir_all(dir).await;
+        made.map_err(|source| Error::Directory {
+            path: dir.to_owned(),
+            source,
+        })?;
     }
-    let lock = LockFile::acquire(&paths.lock()).map_err(|source| Error::Lock {
-        path: paths.state.clone(),
-        source,
-    })?;
     let config = NodeConfig {
         snapshot_root: paths.snapshots.clone(),
         state: paths.state.clone(),
         run_dir: paths.run.clone(),
         lifetime,
     };
-    let (node, recovery) = Node::open(config, engine).await.map_err(Error::Node)?;
-    Ok(Opened {
-        node,
-        recovery,
-        lock,
-    })
+    Node::open(config, engine).await.map_err(Error::Node)
 }
 
 /// Runs the daemon until a signal ends it.
@@ -151,10 +120,10 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         OnExit::Keep => Lifetime::Survive,
         OnExit::Kill => Lifetime::DieWithParent,
     };
-    let opened = open_node(&config.paths, engine, lifetime).await?;
-    tracing::info!(recovery = ?opened.recovery, "node opened");
+    let (node, recovery) = open_node(&config.paths, engine, lifetime).await?;
+    tracing::info!(?recovery, "node opened");
     let app = App::new(
-        opened.node.clone(),
+        node.clone(),
         Options {
             paths: config.paths.clone(),
             access: Arc::new(access),
@@ -170,11 +139,11 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         tls: tls.clone(),
         max: config.max_connections,
     };
-    tracing::info!(%addr, tls = tls.is_some(), engine = opened.node.engine(), "serving");
+    tracing::info!(%addr, tls = tls.is_some(), engine = node.engine(), "serving");
     let watch = tokio::spawn(reload::watch(app.clone(), tls, config.token_file.clone()));
     connections::serve(listener, serving, signals, config.drain).await;
     watch.abort();
-    close(&opened.node, config.on_exit).await;
+    close(&node, config.on_exit).await;
     Ok(())
 }
 
@@ -183,8 +152,6 @@ async fn close(node: &Node, on_exit: OnExit) {
         OnExit::Keep => Close::Leave,
         OnExit::Kill => Close::KillAll,
     };
-    for error in node.close(how).await {
-        tracing::error!(error = error.chain(), "left behind");
-    }
+    node.close(how).await;
     tracing::info!("ended");
 }

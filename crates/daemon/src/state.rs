@@ -1,11 +1,13 @@
 //! What every route can reach.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use forkd_sandbox::Node;
+use forkd_sandbox::guest::Client;
+use forkd_sandbox::view::SandboxView;
 use forkd_wire::error::ErrorCode;
+use forkd_wire::id::SandboxId;
 use http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -15,9 +17,13 @@ use crate::auth::Access;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::paths::NodePaths;
+use crate::workspaces::Workspaces;
 
 /// Branches made at once, unless said otherwise: each may write as much as a guest's memory.
 pub(crate) const BRANCH_CONCURRENCY: usize = 4;
+
+/// How the heart words the end of a sandbox that was killed on request; pinned by a test.
+const KILLED: &str = "killed on request";
 
 /// How a router behaves beyond the node it serves.
 #[derive(Debug)]
@@ -54,6 +60,7 @@ pub(crate) struct App {
 struct Inner {
     node: Node,
     images: Images,
+    workspaces: Workspaces,
     access: Arc<Access>,
     audit: Arc<Audit>,
     metrics: Metrics,
@@ -64,6 +71,7 @@ struct Inner {
 impl App {
     pub(crate) fn new(node: Node, options: Options) -> Self {
         let inner = Inner {
+            workspaces: Workspaces::new(node.clone(), options.paths.workspaces()),
             node,
             images: Images::new(options.paths.images),
             access: options.access,
@@ -81,8 +89,31 @@ impl App {
         &self.inner.node
     }
 
+    /// A sandbox this node knows, running or not. One that was killed on request is gone for its users,
+    /// though the node remembers it for a while.
+    pub(crate) fn known(&self, id: &SandboxId) -> Result<SandboxView, ApiError> {
+        let view = self.node().sandbox(id)?;
+        if view.ended.as_deref() == Some(KILLED) {
+            return Err(ApiError::new(
+                ErrorCode::NotFound,
+                format!("there is no sandbox {id}"),
+            ));
+        }
+        Ok(view)
+    }
+
+    /// The agent of a running sandbox.
+    pub(crate) fn guest(&self, id: &SandboxId) -> Result<Client, ApiError> {
+        self.known(id)?;
+        Ok(self.node().guest(id)?)
+    }
+
     pub(crate) fn images(&self) -> &Images {
         &self.inner.images
+    }
+
+    pub(crate) fn workspaces(&self) -> &Workspaces {
+        &self.inner.workspaces
     }
 
     pub(crate) fn access(&self) -> &Access {
@@ -135,21 +166,5 @@ pub(crate) struct BranchPlace {
 impl Drop for BranchPlace {
     fn drop(&mut self) {
         self.app.metrics().branches_in_flight.dec();
-    }
-}
-
-/// Carries an operation through even if the caller goes away: hyper drops a request's future when its
-/// connection ends, and half a fork helps nobody.
-pub(crate) async fn detached<T, F>(operation: F) -> Result<T, ApiError>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, ApiError>> + Send + 'static,
-{
-    match tokio::spawn(operation).await {
-        Ok(result) => result,
-        Err(failure) => Err(ApiError::new(
-            ErrorCode::Internal,
-            format!("the operation broke off: {failure}"),
-        )),
     }
 }

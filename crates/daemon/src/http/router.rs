@@ -15,7 +15,7 @@ use utoipa_axum::routes as routes_of;
 use crate::ApiError;
 use crate::http::observe::observe;
 use crate::openapi;
-use crate::routes::{node, sandboxes, snapshots};
+use crate::routes::{exec, exec_ws, files, node, sandboxes, snapshots, workspaces};
 use crate::state::{App, Options};
 
 /// Largest JSON body, bytes: room for a thousand lines of code and an environment.
@@ -57,6 +57,24 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes_of!(sandboxes::resume))
         .routes(routes_of!(sandboxes::memory))
         .routes(routes_of!(sandboxes::branch))
+        .routes(routes_of!(exec::ping))
+        .routes(routes_of!(exec::exec))
+        .routes(routes_of!(exec::stream))
+        .routes(routes_of!(exec_ws::exec))
+        .routes(routes_of!(exec::eval))
+        .routes(routes_of!(exec::processes, exec::start))
+        .routes(routes_of!(exec::follow))
+        .routes(routes_of!(exec::signal))
+        .routes(routes_of!(files::read, files::write, files::remove))
+        .routes(routes_of!(files::list))
+        .routes(routes_of!(files::stat))
+        .routes(routes_of!(files::mkdir))
+        .routes(routes_of!(files::rename))
+        .routes(routes_of!(files::console))
+        .routes(routes_of!(workspaces::list, workspaces::create))
+        .routes(routes_of!(workspaces::get, workspaces::remove))
+        .routes(routes_of!(workspaces::suspend))
+        .routes(routes_of!(workspaces::resume))
 }
 
 /// The description of the interface, made once.

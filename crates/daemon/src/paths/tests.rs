@@ -37,5 +37,5 @@ fn a_flag_moves_only_what_it_names() {
     let paths = args.resolve();
     assert_eq!(paths.snapshots, Path::new("/d/snapshots"));
     assert_eq!(paths.images, Path::new("/d/images"));
-    assert_eq!(paths.lock(), Path::new("/s/one.lock"));
+    assert_eq!(paths.workspaces(), Path::new("/s/one.workspaces.json"));
 }

@@ -89,7 +89,6 @@ pub(crate) async fn lineage(State(app): State<App>) -> Result<Json<Lineage>, Api
                 tag: view.tag,
                 parent_tag: view.parent,
                 branched_from: view.branched_from.map(Into::into),
-                depth: view.depth,
             })
             .collect(),
         sandboxes: sandboxes

@@ -18,7 +18,7 @@ use super::failures::Failures;
 use crate::ApiError;
 use crate::convert;
 use crate::http::extract::{Json, OptionalJson, Path, Query};
-use crate::state::{App, detached};
+use crate::state::App;
 
 /// Longest life of a sandbox that may be asked for, seconds: a year.
 const TIMEOUT_SECS_MAX: u64 = 365 * 24 * 3600;
@@ -39,12 +39,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let request = fork_request(&body)?;
     let partial = request.partial;
-    let outcome = detached(async move {
-        let outcome = app.node().fork(request).await?;
-        app.metrics().fork(&outcome);
-        Ok(outcome)
-    });
-    let outcome = outcome.await?;
+    let outcome = app.node().fork(request).await?;
+    app.metrics().fork(&outcome);
     let stages = stage_headers(&outcome);
     let children = outcome.children.into_iter();
     if partial {
@@ -181,7 +177,7 @@ pub(crate) async fn get(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
 ) -> Result<Json<SandboxInfo>, ApiError> {
-    Ok(Json(convert::sandbox(app.node().sandbox(&id)?)))
+    Ok(Json(convert::sandbox(app.known(&id)?)))
 }
 
 /// Kills a sandbox. Answers when nothing of it is left.
@@ -191,7 +187,8 @@ pub(crate) async fn kill(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
 ) -> Result<StatusCode, ApiError> {
-    detached(async move { Ok(app.node().kill(&id).await?) }).await?;
+    app.known(&id)?;
+    app.node().kill(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -202,11 +199,9 @@ pub(crate) async fn pause(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
 ) -> Result<Json<SandboxInfo>, ApiError> {
-    let view = detached(async move {
-        app.node().pause(&id).await?;
-        Ok(app.node().sandbox(&id)?)
-    });
-    Ok(Json(convert::sandbox(view.await?)))
+    app.known(&id)?;
+    app.node().pause(&id).await?;
+    Ok(Json(convert::sandbox(app.known(&id)?)))
 }
 
 /// Lets a paused sandbox go on. Idempotent.
@@ -216,11 +211,9 @@ pub(crate) async fn resume(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
 ) -> Result<Json<SandboxInfo>, ApiError> {
-    let view = detached(async move {
-        app.node().resume(&id).await?;
-        Ok(app.node().sandbox(&id)?)
-    });
-    Ok(Json(convert::sandbox(view.await?)))
+    app.known(&id)?;
+    app.node().resume(&id).await?;
+    Ok(Json(convert::sandbox(app.known(&id)?)))
 }
 
 /// Memory of a sandbox's VM process.
@@ -230,6 +223,7 @@ pub(crate) async fn memory(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
 ) -> Result<Json<MemoryUse>, ApiError> {
+    app.known(&id)?;
     Ok(Json(convert::memory(app.node().memory(&id).await?)))
 }
 
@@ -243,8 +237,9 @@ pub(crate) async fn branch(
     OptionalJson(body): OptionalJson<BranchSandbox>,
 ) -> Result<(StatusCode, Json<SnapshotInfo>), ApiError> {
     let mode = branch_mode(&body)?;
+    let source = app.known(&id)?;
     if let Some(expected) = &body.parent_tag {
-        let below = app.node().sandbox(&id)?.tag;
+        let below = source.tag;
         if below != *expected {
             return Err(ApiError::invalid(format!(
                 "parent_tag is {expected}, but the sandbox was forked from {below}"
@@ -258,17 +253,13 @@ pub(crate) async fn branch(
         wait: body.wait,
     };
     let place = app.branch_place()?;
-    let view = detached(async move {
-        let view = app.node().branch(request).await?;
-        app.metrics().branch(view.pause);
-        drop(place);
-        Ok(view)
-    });
-    let view = view.await;
+    let view = app.node().branch(request).await.map_err(ApiError::from);
+    drop(place);
     let view = view.map_err(|error| match error.code() {
         ErrorCode::Busy => error.status(StatusCode::SERVICE_UNAVAILABLE),
         _ => error,
     })?;
+    app.metrics().branch(view.pause);
     let status = if body.wait {
         StatusCode::CREATED
     } else {

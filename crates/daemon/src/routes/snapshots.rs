@@ -16,12 +16,13 @@ use futures_util::Stream;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::failures::Failures;
 use crate::ApiError;
 use crate::convert;
 use crate::http::extract::{Json, Path, Query};
-use crate::state::{App, detached};
+use crate::state::App;
 
 /// Every snapshot, by tag; unusable ones say why in `warning`.
 #[utoipa::path(get, path = "/v1/snapshots", tag = "snapshots",
@@ -62,8 +63,8 @@ pub(crate) async fn create(
         let events = Sse::new(steps(app, request)).keep_alive(KeepAlive::default());
         return Ok(events.into_response());
     }
-    let outcome = detached(make(app, request, None));
-    Ok((StatusCode::CREATED, Json(created(outcome.await?))).into_response())
+    let outcome = make(app, request, None).await?;
+    Ok((StatusCode::CREATED, Json(created(outcome))).into_response())
 }
 
 async fn snapshot_request(app: &App, body: &CreateSnapshot) -> Result<SnapshotRequest, ApiError> {
@@ -79,6 +80,7 @@ async fn snapshot_request(app: &App, body: &CreateSnapshot) -> Result<SnapshotRe
     request.memory_mib = body.memory_mib;
     request.vcpus = body.vcpus;
     request.warm = warm;
+    request.labels = body.labels.clone();
     if let Some(secs) = body.boot_timeout_secs {
         request.boot_timeout = super::seconds("boot_timeout_secs", secs, 3600)?;
     }
@@ -101,11 +103,11 @@ async fn make(app: App, request: SnapshotRequest, steps: Steps) -> Outcome {
 type Steps = Option<mpsc::UnboundedSender<SnapshotStep>>;
 type Outcome = Result<SnapshotOutcome, ApiError>;
 
-/// The steps as they begin, then the result. The work goes on when the reader leaves.
+/// The steps as they begin, then the result. When the reader leaves, what was begun is undone.
 fn steps(app: App, request: SnapshotRequest) -> impl Stream<Item = Result<Event, Infallible>> {
     let begun = Instant::now();
     let (tell, steps) = mpsc::unbounded_channel::<SnapshotStep>();
-    let work = tokio::spawn(make(app, request, Some(tell)));
+    let work = AbortOnDropHandle::new(tokio::spawn(make(app, request, Some(tell))));
     futures_util::stream::unfold(Some((steps, work)), move |state| async move {
         let (mut steps, work) = state?;
         if let Some(step) = steps.recv().await {
@@ -170,7 +172,7 @@ pub(crate) async fn info(
         vmstate_bytes,
         parent_tag: view.parent.clone(),
         parent_content_hash: parent.map(|parent| parent.id.clone()),
-        chain_depth: view.depth,
+        chain_depth: u32::try_from(ancestors.len()).unwrap_or(u32::MAX),
         dependents,
         ancestors,
         sandboxes,
@@ -186,7 +188,7 @@ pub(crate) struct RemoveQuery {
     #[serde(default)]
     #[param(required = false)]
     cascade: bool,
-    /// Older form of `cascade`: no descendant can live without what it builds on.
+    /// Give up the name and leave what depends on it alone.
     #[serde(default)]
     #[param(required = false)]
     force: bool,
@@ -204,9 +206,10 @@ pub(crate) async fn remove(
     let mode = match (query.cascade, query.force) {
         (true, true) => return Err(ApiError::invalid("give either cascade or force, not both")),
         (false, false) => RemoveMode::Refuse,
-        _ => RemoveMode::Cascade,
+        (true, false) => RemoveMode::Cascade,
+        (false, true) => RemoveMode::Force,
     };
-    detached(async move { Ok(app.node().remove_snapshot(&tag, mode).await?) }).await?;
+    app.node().remove_snapshot(&tag, mode).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -225,7 +228,7 @@ pub(crate) async fn compact(
         ));
     }
     let origin = format!("compact:{tag}");
-    let view = detached(async move { Ok(app.node().compact(&tag, &body.to).await?) }).await?;
+    let view = app.node().compact(&tag, &body.to).await?;
     let mut info = convert::snapshot(view);
     info.branched_from = Some(origin);
     Ok(Json(info))

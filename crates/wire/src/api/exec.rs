@@ -22,8 +22,10 @@ pub const STDERR: u8 = 2;
 
 /// Exit code reported for a command that ran out of time, as `timeout(1)` does.
 pub const EXIT_TIMED_OUT: i64 = 124;
-/// Exit code reported for a command that cannot be started, as shells do.
-pub const EXIT_NOT_STARTED: i64 = 127;
+/// Exit code reported for a command that may not be run, as shells do.
+pub const EXIT_NOT_ALLOWED: i64 = 126;
+/// Exit code reported for a command that is not there, as shells do.
+pub const EXIT_NOT_FOUND: i64 = 127;
 
 /// Body of `POST /v1/sandboxes/{id}/exec`, of `exec/stream`, and of the `start` frame on `exec/ws`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub struct Exec {
     /// Environment, over that of the sandbox.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// User name or number; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Standard input as text. Not on `exec/ws`, which streams it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
@@ -54,6 +59,7 @@ impl Exec {
             timeout_secs: default_timeout_secs(),
             cwd: None,
             env: BTreeMap::new(),
+            user: None,
             stdin: None,
         }
     }
@@ -72,7 +78,7 @@ pub struct ExecResult {
     /// Standard error; bytes that are no UTF-8 are replaced.
     pub stderr: String,
     /// The exit code; 128 plus the signal's number for a command that a signal ended,
-    /// [`EXIT_TIMED_OUT`], or [`EXIT_NOT_STARTED`].
+    /// [`EXIT_TIMED_OUT`], [`EXIT_NOT_ALLOWED`] or [`EXIT_NOT_FOUND`].
     pub exit_code: i64,
     /// Why the command did not start or did not finish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,4 +201,25 @@ pub struct ProcessInfo {
 pub struct SignalProcess {
     /// Name, such as `SIGTERM`, or number.
     pub signal: String,
+}
+
+/// Body of `POST /v1/sandboxes/{id}/processes`: runs in the background, on after the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StartProcess {
+    /// The program and its arguments. No shell is involved.
+    #[cfg_attr(feature = "openapi", schema(min_items = 1))]
+    pub args: Vec<String>,
+    /// Seconds after which the process is killed; 0 is no limit.
+    #[serde(default)]
+    pub timeout_secs: u64,
+    /// Working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Environment, over that of the sandbox.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// User name or number; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }

@@ -11,6 +11,19 @@ pub struct FilePath {
     pub path: String,
 }
 
+/// Query of `PUT /v1/sandboxes/{id}/files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]
+#[cfg_attr(feature = "openapi", into_params(parameter_in = Query))]
+pub struct WriteFile {
+    /// Path in the guest.
+    pub path: String,
+    /// Permission bits in octal, such as `755`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(pattern = "^[0-7]{1,4}$"))]
+    pub mode: Option<String>,
+}
+
 /// Query of `GET /v1/sandboxes/{id}/files/list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams))]

@@ -69,8 +69,6 @@ pub struct LineageSnapshot {
     pub parent_tag: Option<Tag>,
     /// The sandbox it was branched from.
     pub branched_from: Option<String>,
-    /// Links to the base; 0 for a base.
-    pub depth: u32,
 }
 
 /// A sandbox as a node of the lineage.

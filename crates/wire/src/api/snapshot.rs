@@ -1,5 +1,6 @@
 //! Snapshots.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct CreateSnapshot {
     /// Shell command that must succeed before the freeze. Not together with `warm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_cmd: Option<String>,
+    /// The caller's own words about the snapshot, kept in its manifest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Longest time the guest may take to answer after boot, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 3600))]
@@ -70,6 +74,7 @@ impl CreateSnapshot {
             vcpus: default_vcpus(),
             warm: None,
             warm_cmd: None,
+            labels: BTreeMap::new(),
             boot_timeout_secs: None,
             rw: false,
             tap: None,
@@ -129,10 +134,10 @@ pub struct SnapshotInfo {
     /// Milliseconds the layer took to be written. Present where the branch was asked for as a diff.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_ms: Option<u64>,
-    /// Bytes the layer takes on disk, for a snapshot with a parent.
+    /// Bytes the layer takes on disk, for a snapshot that holds only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_physical_bytes: Option<u64>,
-    /// Bytes of guest memory the layer stands for, for a snapshot with a parent.
+    /// Bytes of guest memory the layer stands for, for a snapshot that holds only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_logical_bytes: Option<u64>,
     /// Why it cannot be forked.
@@ -147,6 +152,15 @@ pub struct SnapshotInfo {
     /// The image it was booted from.
     #[serde(default)]
     pub image: String,
+    /// That image's identity.
+    #[serde(default)]
+    pub image_digest: String,
+    /// What was run in it before the freeze.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<String>,
+    /// What its maker wanted to find again; the node adds how long the making took.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// RAM in MiB.
     #[serde(default)]
     pub memory_mib: u64,
@@ -156,9 +170,9 @@ pub struct SnapshotInfo {
     /// The snapshot below, if it is a branch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_tag: Option<Tag>,
-    /// Links to the base; 0 for a base.
+    /// Whether it holds only what differs from its parent.
     #[serde(default)]
-    pub depth: u32,
+    pub layered: bool,
     /// Bytes its files take on disk.
     #[serde(default)]
     pub physical_bytes: u64,
