@@ -2,5 +2,6 @@
 
 pub(crate) mod error;
 pub(crate) mod extract;
+pub(crate) mod idempotency;
 pub(crate) mod observe;
 pub(crate) mod router;

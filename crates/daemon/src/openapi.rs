@@ -2,6 +2,7 @@
 
 use forkd_wire::api;
 use utoipa::OpenApi;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, OpenApi as Document};
 
@@ -21,11 +22,23 @@ struct Base;
 pub fn document() -> Document {
     let (_, routes) = crate::http::router::routes().split_for_parts();
     let mut document = Base::openapi().merge_from(routes);
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        operations.into_iter().flatten().for_each(name_by_resource);
+    }
     let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     let components = document.components.take().unwrap_or_default();
     let components = ComponentsBuilder::from(components).security_scheme("token", token);
     document.components = Some(components.build());
     document
+}
+
+/// Makes the operation's id distinct: routes of several resources share their names.
+fn name_by_resource(operation: &mut Operation) {
+    let tag = operation.tags.as_ref().and_then(|tags| tags.first());
+    if let (Some(tag), Some(id)) = (tag, &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{id}"));
+    }
 }
 
 /// The document as it is served and checked in.
@@ -35,3 +48,6 @@ pub fn document_json() -> String {
     text.push('\n');
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::ApiError;
 use crate::audit::Audit;
 use crate::auth::Access;
+use crate::http::idempotency::Answers;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::paths::NodePaths;
@@ -65,6 +66,7 @@ struct Inner {
     audit: Arc<Audit>,
     metrics: Metrics,
     branches: Arc<Semaphore>,
+    answers: Answers,
     draining: AtomicBool,
 }
 
@@ -78,6 +80,7 @@ impl App {
             audit: options.audit,
             metrics: Metrics::new(options.branch_concurrency),
             branches: Arc::new(Semaphore::new(options.branch_concurrency)),
+            answers: Answers::default(),
             draining: AtomicBool::new(false),
         };
         Self {
@@ -126,6 +129,10 @@ impl App {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.inner.answers
     }
 
     /// From now on requests are refused.

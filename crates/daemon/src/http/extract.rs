@@ -26,7 +26,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     }
 }
 
-async fn in_time<F: Future>(body: F) -> Result<F::Output, ApiError> {
+pub(crate) async fn in_time<F: Future>(body: F) -> Result<F::Output, ApiError> {
     let arrived = tokio::time::timeout(BODY_TIMEOUT, body).await;
     arrived.map_err(|_| {
         let secs = BODY_TIMEOUT.as_secs();

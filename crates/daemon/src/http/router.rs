@@ -13,6 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes as routes_of;
 
 use crate::ApiError;
+use crate::http::idempotency::repeatable;
 use crate::http::observe::observe;
 use crate::openapi;
 use crate::routes::{exec, exec_ws, files, node, sandboxes, snapshots, workspaces};
@@ -28,6 +29,7 @@ pub fn router(node: Node, options: Options) -> Router {
 
 pub(crate) fn with_app(app: App) -> Router {
     let (routes, _document) = routes().split_for_parts();
+    let repeatable = middleware::from_fn_with_state(app.clone(), repeatable);
     let observed = middleware::from_fn_with_state(app.clone(), observe);
     routes
         .route("/healthz/", get(node::healthz))
@@ -35,6 +37,7 @@ pub(crate) fn with_app(app: App) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(JSON_BODY_MAX))
+        .layer(repeatable)
         .layer(observed)
         .with_state(app)
 }
@@ -60,7 +63,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes_of!(exec::ping))
         .routes(routes_of!(exec::exec))
         .routes(routes_of!(exec::stream))
-        .routes(routes_of!(exec_ws::exec))
+        .routes(routes_of!(exec_ws::websocket))
         .routes(routes_of!(exec::eval))
         .routes(routes_of!(exec::processes, exec::start))
         .routes(routes_of!(exec::follow))

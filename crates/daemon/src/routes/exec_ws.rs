@@ -35,7 +35,7 @@ const INPUT_WAITING: usize = 64;
 /// Runs a command over a WebSocket, with standard input and signals.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/exec/ws", tag = "guest", params(("id" = SandboxId, Path)),
     responses((status = 101, description = "switches to the WebSocket protocol"), Failures))]
-pub(crate) async fn exec(
+pub(crate) async fn websocket(
     State(app): State<App>,
     Path(id): Path<SandboxId>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
