@@ -331,7 +331,7 @@ fn pack(
     progress: &mut dyn Progress,
 ) -> Result<(), Error> {
     progress.message("packing the root file system");
-    let mut args: Vec<OsString> = ["-zlz4hc", "-T0", "--preserve-mtime", "-U"]
+    let mut args: Vec<OsString> = ["-zlz4hc", "--preserve-mtime", "-U"]
         .map(OsString::from)
         .into();
     args.push(key.uuid().into());

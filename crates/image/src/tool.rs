@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -34,38 +34,26 @@ pub struct Tool {
     pub program: &'static str,
     /// The package to install when it is missing.
     pub package: &'static str,
+    /// What it finds in its environment besides ours.
+    pub env: &'static [(&'static str, &'static str)],
 }
 
 /// Makes a Debian root file system.
-pub const MMDEBSTRAP: Tool = Tool {
-    program: "mmdebstrap",
-    package: "mmdebstrap",
-};
-/// Packs a root file system.
+pub const MMDEBSTRAP: Tool = Tool::new("mmdebstrap", "mmdebstrap");
+/// Packs a root file system. It dates the image, and all files younger than that, by this variable:
+/// the year 2100 makes the image's own date constant and leaves the files' alone.
 pub const MKFS_EROFS: Tool = Tool {
-    program: "mkfs.erofs",
-    package: "erofs-utils",
+    env: &[("SOURCE_DATE_EPOCH", "4102444800")],
+    ..Tool::new("mkfs.erofs", "erofs-utils")
 };
 /// Unpacks a Debian package.
-pub const DPKG_DEB: Tool = Tool {
-    program: "dpkg-deb",
-    package: "dpkg",
-};
+pub const DPKG_DEB: Tool = Tool::new("dpkg-deb", "dpkg");
 /// Downloads Debian packages.
-pub const APT_GET: Tool = Tool {
-    program: "apt-get",
-    package: "apt",
-};
+pub const APT_GET: Tool = Tool::new("apt-get", "apt");
 /// Asks which packages exist.
-pub const APT_CACHE: Tool = Tool {
-    program: "apt-cache",
-    package: "apt",
-};
+pub const APT_CACHE: Tool = Tool::new("apt-cache", "apt");
 /// Decompresses kernel modules on distributions that compress them.
-pub const XZ: Tool = Tool {
-    program: "xz",
-    package: "xz-utils",
-};
+pub const XZ: Tool = Tool::new("xz", "xz-utils");
 
 /// A tool is missing or failed.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +111,15 @@ fn shown(tail: &[String]) -> String {
 }
 
 impl Tool {
+    /// A program and its package.
+    pub const fn new(program: &'static str, package: &'static str) -> Tool {
+        Tool {
+            program,
+            package,
+            env: &[],
+        }
+    }
+
     /// Where the program is.
     pub fn find(&self) -> Result<PathBuf, Error> {
         find_in(self.program, std::env::var_os("PATH").as_deref()).ok_or(Error::Missing {
@@ -150,7 +147,11 @@ impl Tool {
         };
         let (reader, writer) = io::pipe().map_err(spawn_failed)?;
         let mut command = confine::confined(&self.find()?);
-        command.args(args).current_dir(dir).stdin(Stdio::null());
+        command
+            .args(args)
+            .current_dir(dir)
+            .envs(self.env.iter().copied())
+            .stdin(Stdio::null());
         command
             .stdout(writer.try_clone().map_err(spawn_failed)?)
             .stderr(writer);

@@ -38,6 +38,12 @@ fn the_same_directory_packs_to_the_same_bytes() {
     std::fs::create_dir_all(root.join("bin")).unwrap();
     std::fs::create_dir(&store).unwrap();
     std::fs::write(root.join("bin/sh"), vec![b'x'; 100_000]).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(root.join("bin/sh"))
+        .unwrap();
+    let modified = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    file.set_modified(modified).unwrap();
     let plan = plan(&Source::Directory(root), &store).unwrap();
     let key = plan.key(1);
     let pack = |name: &str| {
@@ -49,5 +55,16 @@ fn the_same_directory_packs_to_the_same_bytes() {
     // The magic number of the format, at its place.
     assert_eq!(first[1024..1028], 0xE0F5_E1E2_u32.to_le_bytes());
     assert!(first.len().is_multiple_of(4096) && first.len() < 100_000);
+    // The image's own date has seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     assert!(first == pack("b"), "two packings differ");
+
+    let dump = tool::Tool::new("dump.erofs", "erofs-utils");
+    let shown = dump
+        .output(["--path=/bin/sh".as_ref(), dir.path().join("a").as_os_str()])
+        .unwrap();
+    assert!(
+        shown.contains("2001-09-0"),
+        "the file's time is lost: {shown}"
+    );
 }

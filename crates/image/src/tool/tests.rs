@@ -4,10 +4,7 @@ use super::output::TAIL_LINES;
 use super::*;
 use crate::Silent;
 
-const SH: Tool = Tool {
-    program: "sh",
-    package: "dash",
-};
+const SH: Tool = Tool::new("sh", "dash");
 
 struct CancelAfter(Instant);
 
@@ -21,10 +18,7 @@ impl Progress for CancelAfter {
 
 #[test]
 fn a_missing_tool_names_its_package() {
-    let tool = Tool {
-        program: "no-such-program-here",
-        package: "the-package",
-    };
+    let tool = Tool::new("no-such-program-here", "the-package");
     let text = tool.find().unwrap_err().to_string();
     assert!(text.contains("no-such-program-here") && text.contains("apt-get install the-package"));
 }
