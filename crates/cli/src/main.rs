@@ -1,3 +1,8 @@
-//! forkd: the command line
+//! forkd, the command line of one node.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    forkd_cli::main()
+}
