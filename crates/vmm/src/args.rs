@@ -9,7 +9,10 @@ use forkd_vmm::start::{Error, Guest, LinuxGuest, Process, Size, Snapshot};
 
 /// The machine monitor of forkd. People use `forkd`; this program is started by its daemon.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:\n  forkd-vmm check\n  forkd-vmm bench --json\n\nThe other commands talk binary messages on an inherited SOCK_SEQPACKET socket.\nExit codes: 0 the machine or template ended as asked, 1 an error (also told on the socket).")]
+#[command(
+    version,
+    after_help = "Examples:\n  forkd-vmm check\n  forkd-vmm bench --json\n\nThe other commands talk binary messages on an inherited SOCK_SEQPACKET socket.\nExit codes: 0 the machine or template ended as asked, 1 an error (also told on the socket)."
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -21,6 +24,9 @@ pub(crate) enum Command {
     Template(TemplateArgs),
     /// Boot a machine and serve it
     Boot(BootArgs),
+    /// Serve forks that do nothing but the bare system calls: the floor of the benchmark
+    #[command(hide = true)]
+    Floor(TemplateArgs),
     /// Measure forks and branches with the built-in test guest
     Bench(BenchArgs),
     /// Say whether KVM can be used here, as JSON
@@ -56,7 +62,9 @@ impl ProcessArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  forkd-vmm template --control-fd 3 --id py --state py/state.bin --layer py/memory.bin,py/memory.index --disk root.erofs")]
+#[command(
+    after_help = "Example:\n  forkd-vmm template --control-fd 3 --id py --state py/state.bin --layer py/memory.bin,py/memory.index --disk root.erofs"
+)]
 pub(crate) struct TemplateArgs {
     #[command(flatten)]
     process: ProcessArgs,
@@ -76,9 +84,9 @@ pub(crate) struct TemplateArgs {
 
 fn parse_layer(text: &str) -> Result<(PathBuf, PathBuf), String> {
     let parts = text.split_once(',');
-    parts.map(|(memory, index)| (memory.into(), index.into())).ok_or_else(|| {
-        "give the memory file and the index file, separated by a comma".to_owned()
-    })
+    parts
+        .map(|(memory, index)| (memory.into(), index.into()))
+        .ok_or_else(|| "give the memory file and the index file, separated by a comma".to_owned())
 }
 
 impl TemplateArgs {
@@ -97,7 +105,9 @@ impl TemplateArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  forkd-vmm boot --control-fd 3 --memory 512 --kernel vmlinuz --initramfs initrd --cmdline 'console=ttyS0' --disk root.erofs --console-fd 4\n  forkd-vmm boot --control-fd 3 --memory 64 --test-guest")]
+#[command(
+    after_help = "Examples:\n  forkd-vmm boot --control-fd 3 --memory 512 --kernel vmlinuz --initramfs initrd --cmdline 'console=ttyS0' --disk root.erofs --console-fd 4\n  forkd-vmm boot --control-fd 3 --memory 64 --test-guest"
+)]
 pub(crate) struct BootArgs {
     #[command(flatten)]
     process: ProcessArgs,
@@ -117,7 +127,11 @@ pub(crate) struct BootArgs {
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 reboot=k panic=1")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0 reboot=k panic=1"
+    )]
     cmdline: String,
     /// A disk, read-only; repeat, the first is vda
     #[arg(long = "disk", value_name = "FILE")]
@@ -140,8 +154,10 @@ pub(crate) struct BootArgs {
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
-    let parts: Result<Vec<u8>, _> =
-        text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    let parts: Result<Vec<u8>, _> = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16))
+        .collect();
     let parts = parts.ok().and_then(|parts| <[u8; 6]>::try_from(parts).ok());
     parts.ok_or_else(|| "give six bytes, as in 02:00:00:00:00:01".to_owned())
 }
@@ -152,11 +168,16 @@ impl BootArgs {
     }
 
     pub(crate) fn size(&self) -> Size {
-        Size { memory_mib: self.memory, vcpus: self.vcpus }
+        Size {
+            memory_mib: self.memory,
+            vcpus: self.vcpus,
+        }
     }
 
     pub(crate) fn guest(&self) -> Result<Guest, Error> {
-        let Some(kernel) = self.kernel.clone() else { return Ok(Guest::Test) };
+        let Some(kernel) = self.kernel.clone() else {
+            return Ok(Guest::Test);
+        };
         Ok(Guest::Linux(Box::new(LinuxGuest {
             kernel,
             initramfs: self.initramfs.clone(),
@@ -172,7 +193,9 @@ impl BootArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  forkd-vmm bench\n  forkd-vmm bench --json --rounds 5\n  forkd-vmm bench --quick")]
+#[command(
+    after_help = "Examples:\n  forkd-vmm bench\n  forkd-vmm bench --json --rounds 5\n  forkd-vmm bench --quick"
+)]
 pub(crate) struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]

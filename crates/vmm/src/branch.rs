@@ -77,8 +77,14 @@ impl Sandbox {
                 self.branches += 1;
                 let pause_us = micros(start);
                 let base = self.base.clone();
-                let reply =
-                    Reply::Branched { pid, pause_us, quiesce_us, state_us, fork_us, base };
+                let reply = Reply::Branched {
+                    pid,
+                    pause_us,
+                    quiesce_us,
+                    state_us,
+                    fork_us,
+                    base,
+                };
                 self.controller.reply(seq, &reply, &[pidfd.as_fd()]);
                 Branched::Sandbox(self)
             }
@@ -101,7 +107,14 @@ impl Sandbox {
     /// Sheds what belongs to the running machine: vCPUs, VM, devices, the old controller. The VM must
     /// be closed here, or it would outlive the sandbox.
     fn become_template(self, frozen: Frozen, controller: Controller, start: Instant) -> Role {
-        let Sandbox { machine, threads, controller: old, base, disks, .. } = self;
+        let Sandbox {
+            machine,
+            threads,
+            controller: old,
+            base,
+            disks,
+            ..
+        } = self;
         let (host, memory) = (machine.host().clone(), machine.memory().clone());
         jail::name_process("template");
         threads.shed();

@@ -8,13 +8,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use forkd_wire::vmm::{Child, Failure, FdSet, FORK_MAX, Reply, Request, Stages};
+use forkd_wire::vmm::{Child, FORK_MAX, Failure, FdSet, Reply, Request, Stages};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::control::{self, Channel};
+
+/// Held while a child's descriptor is open to every child: others started meanwhile must not get it.
+static STARTING: Mutex<()> = Mutex::new(());
 
 /// How long to wait for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,7 +62,10 @@ pub enum Error {
 }
 
 fn system(step: &'static str) -> impl Fn(rustix::io::Errno) -> Error {
-    move |e| Error::System { step, source: e.into() }
+    move |e| Error::System {
+        step,
+        source: e.into(),
+    }
 }
 
 /// A template or sandbox.
@@ -100,7 +107,11 @@ impl SnapshotFiles {
     pub fn in_directory(directory: &Path) -> SnapshotFiles {
         let [memory, index, state] =
             ["memory.bin", "memory.index", "state.bin"].map(|name| directory.join(name));
-        SnapshotFiles { memory, index, state }
+        SnapshotFiles {
+            memory,
+            index,
+            state,
+        }
     }
 
     /// The command-line argument that names this layer.
@@ -112,29 +123,60 @@ impl SnapshotFiles {
 impl Process {
     /// Starts `program` with `arguments` and a control socket.
     pub fn start(program: &Path, arguments: &[String]) -> Result<Process, Error> {
-        let pair = |source| Error::System { step: "make a socket pair", source };
+        let pair = |source| Error::System {
+            step: "make a socket pair",
+            source,
+        };
         let (ours, theirs) = Channel::pair().map_err(pair)?;
         let theirs = theirs.into_fd();
+        let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         // The child needs the descriptor across exec; this process closes its copy right after.
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())
             .map_err(system("pass on a socket"))?;
         let mut command = Command::new(program);
-        command.args(arguments).arg(format!("--control-fd={}", theirs.as_raw_fd()));
-        let failed = |source| Error::Start { program: program.to_owned(), source };
+        command
+            .args(arguments)
+            .arg(format!("--control-fd={}", theirs.as_raw_fd()));
+        let failed = |source| Error::Start {
+            program: program.to_owned(),
+            source,
+        };
         let child = command.spawn().map_err(failed)?;
-        drop(theirs);
+        drop((theirs, starting));
         let pid = child.id();
         let handle = Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(handle, PidfdFlags::empty());
         let pidfd = pidfd.map_err(system("refer to a process"))?;
-        Ok(Process { channel: ours, pid, pidfd, seq: 0, reaped: false })
+        Ok(Process {
+            channel: ours,
+            pid,
+            pidfd,
+            seq: 0,
+            reaped: false,
+        })
     }
 
     /// Starts a template of a snapshot on disk and waits until it is ready.
-    pub fn template(program: &Path, id: &str, layers: &[SnapshotFiles], more: &[&str]) -> Result<Process, Error> {
-        let state = layers.last().map(|top| top.state.display().to_string()).unwrap_or_default();
-        let mut arguments = vec!["template".into(), format!("--id={id}"), format!("--state={state}")];
-        arguments.extend(layers.iter().map(|layer| format!("--layer={}", layer.layer_argument())));
+    pub fn template(
+        program: &Path,
+        id: &str,
+        layers: &[SnapshotFiles],
+        more: &[&str],
+    ) -> Result<Process, Error> {
+        let state = layers
+            .last()
+            .map(|top| top.state.display().to_string())
+            .unwrap_or_default();
+        let mut arguments = vec![
+            "template".into(),
+            format!("--id={id}"),
+            format!("--state={state}"),
+        ];
+        arguments.extend(
+            layers
+                .iter()
+                .map(|layer| format!("--layer={}", layer.layer_argument())),
+        );
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let mut template = Process::start(program, &arguments)?;
         match template.next()? {
@@ -145,12 +187,19 @@ impl Process {
     }
 
     /// Boots the test guest and waits until it runs.
-    pub fn boot_test_guest(program: &Path, memory_mib: u32, more: &[&str]) -> Result<Process, Error> {
-        let mut arguments: Vec<String> =
-            vec!["boot".into(), "--test-guest".into(), format!("--memory={memory_mib}")];
+    pub fn boot_test_guest(
+        program: &Path,
+        memory_mib: u32,
+        more: &[&str],
+    ) -> Result<Process, Error> {
+        let mut arguments: Vec<String> = vec![
+            "boot".into(),
+            "--test-guest".into(),
+            format!("--memory={memory_mib}"),
+        ];
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         let mut sandbox = Process::start(program, &arguments)?;
-        sandbox.running()?;
+        // The guest's first word may overtake the monitor's.
         sandbox.alive()?;
         Ok(sandbox)
     }
@@ -174,7 +223,10 @@ impl Process {
 
     /// The next thing it says.
     pub fn next(&mut self) -> Result<(u32, Reply, Vec<OwnedFd>), Error> {
-        let deadline = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let deadline = Timespec {
+            tv_sec: PATIENCE.as_secs() as i64,
+            tv_nsec: 0,
+        };
         let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
         match rustix::event::poll(&mut fds, Some(&deadline)) {
             Ok(0) => Err(Error::Silent(self.pid)),
@@ -233,6 +285,20 @@ impl Process {
         Ok(())
     }
 
+    /// Waits until the test guest has executed something and the monitor has said where the time
+    /// went, if it says so (the benchmark's floor does not).
+    pub fn alive_with_stages(&mut self) -> Result<Option<Stages>, Error> {
+        let mut stages = None;
+        loop {
+            match self.next()?.1 {
+                Reply::Running(told) => stages = Some(told),
+                Reply::Report(crate::guest::ALIVE) => return Ok(stages),
+                Reply::Failed(failure) => return Err(Error::Refused(failure)),
+                other => return Err(Error::Unexpected(Box::new(other))),
+            }
+        }
+    }
+
     /// Gives the test guest a command.
     pub fn command(&mut self, op: u32, args: [u32; 3]) -> Result<(), Error> {
         self.send(&Request::Guest { op, args }, &[]).map(drop)
@@ -252,7 +318,10 @@ impl Process {
         for first in (0..count).step_by(FORK_MAX) {
             let size = (count - first).min(FORK_MAX);
             let pairs: io::Result<Vec<_>> = (0..size).map(|_| Channel::pair()).collect();
-            let pairs = pairs.map_err(|source| Error::System { step: "make a socket pair", source })?;
+            let pairs = pairs.map_err(|source| Error::System {
+                step: "make a socket pair",
+                source,
+            })?;
             let child = |number| Child {
                 id: format!("sandbox-{number}"),
                 user: None,
@@ -274,7 +343,13 @@ impl Process {
             for (child, channel) in children.into_iter().zip(&mut channels) {
                 let pid = child.map_err(Error::Refused)?;
                 let pidfd = pidfds.next().ok_or(Error::Gone(pid))?;
-                sandboxes.push(Process { channel, pid, pidfd, seq: 0, reaped: false });
+                sandboxes.push(Process {
+                    channel,
+                    pid,
+                    pidfd,
+                    seq: 0,
+                    reaped: false,
+                });
             }
         }
         Ok(sandboxes)
@@ -289,23 +364,51 @@ impl Process {
 
     /// Branches a sandbox.
     pub fn branch(&mut self) -> Result<Branched, Error> {
-        let pair = |source| Error::System { step: "make a socket pair", source };
+        let pair = |source| Error::System {
+            step: "make a socket pair",
+            source,
+        };
         let (ours, theirs) = Channel::pair().map_err(pair)?;
         let request = Request::Branch { stay_paused: false };
         let seq = self.send(&request, &[theirs.as_fd()])?;
         let (reply, mut pidfds) = self.answer(seq)?;
         match (reply, pidfds.pop()) {
-            (Reply::Branched { pid, pause_us, quiesce_us, state_us, fork_us, base }, Some(pidfd)) => {
-                let template = Process { channel: ours, pid, pidfd, seq: 0, reaped: false };
+            (
+                Reply::Branched {
+                    pid,
+                    pause_us,
+                    quiesce_us,
+                    state_us,
+                    fork_us,
+                    base,
+                },
+                Some(pidfd),
+            ) => {
+                let template = Process {
+                    channel: ours,
+                    pid,
+                    pidfd,
+                    seq: 0,
+                    reaped: false,
+                };
                 let stages_us = [quiesce_us, state_us, fork_us];
-                Ok(Branched { template, pause_us, stages_us, base })
+                Ok(Branched {
+                    template,
+                    pause_us,
+                    stages_us,
+                    base,
+                })
             }
             (other, _) => Err(Error::Unexpected(Box::new(other))),
         }
     }
 
     /// Has a template born of a branch (or a paused sandbox, with `Save`) written to `directory`.
-    pub fn write(&mut self, request: &Request, directory: &Path) -> Result<(SnapshotFiles, Reply), Error> {
+    pub fn write(
+        &mut self,
+        request: &Request,
+        directory: &Path,
+    ) -> Result<(SnapshotFiles, Reply), Error> {
         let files = SnapshotFiles::in_directory(directory);
         let seq = self.start_write(request, &files)?;
         let (reply, _) = self.answer(seq)?;
@@ -314,12 +417,26 @@ impl Process {
 
     /// Asks for a write without waiting; answers the sequence number.
     pub fn start_write(&mut self, request: &Request, files: &SnapshotFiles) -> Result<u32, Error> {
-        let failed = |source| Error::System { step: "create the snapshot's files", source };
+        let failed = |source| Error::System {
+            step: "create the snapshot's files",
+            source,
+        };
         let create = |path: &PathBuf| File::create(path).map_err(failed);
-        let (memory, index, state) =
-            (create(&files.memory)?, create(&files.index)?, create(&files.state)?);
+        let (memory, index, state) = (
+            create(&files.memory)?,
+            create(&files.index)?,
+            create(&files.state)?,
+        );
         let pagemap = File::open(format!("/proc/{}/pagemap", self.pid)).map_err(failed)?;
-        self.send(request, &[memory.as_fd(), index.as_fd(), state.as_fd(), pagemap.as_fd()])
+        self.send(
+            request,
+            &[
+                memory.as_fd(),
+                index.as_fd(),
+                state.as_fd(),
+                pagemap.as_fd(),
+            ],
+        )
     }
 
     /// Kills the process; it is reaped when it is dropped or waited for.
@@ -333,11 +450,17 @@ impl Process {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            let tick = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let tick = Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
             if matches!(rustix::event::poll(&mut fds, Some(&tick)), Ok(1)) {
                 self.reaped = true;
-                return rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-                    .map_err(system("wait for a process"));
+                return rustix::process::waitid(
+                    WaitId::PidFd(self.pidfd.as_fd()),
+                    WaitIdOptions::EXITED,
+                )
+                .map_err(system("wait for a process"));
             }
         }
         Err(Error::Silent(self.pid))

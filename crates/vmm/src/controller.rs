@@ -29,7 +29,10 @@ pub enum Heard {
 impl Controller {
     /// Listens on `channel`, and on `rendezvous` once that is closed.
     pub fn new(channel: Channel, rendezvous: Option<OwnedFd>) -> Controller {
-        Controller { channel: Some(Arc::new(channel)), rendezvous }
+        Controller {
+            channel: Some(Arc::new(channel)),
+            rendezvous,
+        }
     }
 
     /// The channel, for devices that report to the controller.
@@ -44,8 +47,13 @@ impl Controller {
 
     /// The descriptors that must stay open.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        let channel = self.channel.as_ref().map(|channel| channel.as_fd().as_raw_fd());
-        channel.into_iter().chain(self.rendezvous.as_ref().map(|fd| fd.as_raw_fd()))
+        let channel = self
+            .channel
+            .as_ref()
+            .map(|channel| channel.as_fd().as_raw_fd());
+        channel
+            .into_iter()
+            .chain(self.rendezvous.as_ref().map(|fd| fd.as_raw_fd()))
     }
 
     /// What to wait on.
@@ -56,19 +64,27 @@ impl Controller {
 
     /// Takes what has arrived on [`Controller::fd`].
     pub fn hear(&mut self) -> Heard {
-        let Some(channel) = &self.channel else { return self.accept() };
+        let Some(channel) = &self.channel else {
+            return self.accept();
+        };
         match channel.next_request() {
             Ok(Some((seq, request, fds))) => Heard::Request(seq, request, fds),
             // Descriptors that do not fit, or a socket that broke: the other end is not one of ours.
             Ok(None) | Err(_) => {
                 self.channel = None;
-                if self.rendezvous.is_some() { Heard::Nothing } else { Heard::Gone }
+                if self.rendezvous.is_some() {
+                    Heard::Nothing
+                } else {
+                    Heard::Gone
+                }
             }
         }
     }
 
     fn accept(&mut self) -> Heard {
-        let Some(listener) = &self.rendezvous else { return Heard::Gone };
+        let Some(listener) = &self.rendezvous else {
+            return Heard::Gone;
+        };
         match rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC) {
             Ok(fd) => self.channel = Some(Arc::new(Channel::from(fd))),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
@@ -91,7 +107,10 @@ impl Controller {
 
     /// Refuses a request that makes no sense here and now.
     pub fn refuse(&self, seq: u32, errno: i32, message: &str) {
-        let failure = Failure { errno: errno.unsigned_abs(), message: message.to_owned() };
+        let failure = Failure {
+            errno: errno.unsigned_abs(),
+            message: message.to_owned(),
+        };
         self.reply(seq, &Reply::Error(failure), &[]);
     }
 }

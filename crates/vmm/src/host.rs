@@ -54,7 +54,8 @@ fn list(entries: &[kvm_cpuid_entry2]) -> CpuId {
 fn shown(kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Error> {
     let vm = kvm::create_vm(kvm)?;
     let vcpu = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
-    vcpu.set_cpuid2(&list(supported)).map_err(failed("set the CPUID"))?;
+    vcpu.set_cpuid2(&list(supported))
+        .map_err(failed("set the CPUID"))?;
     let shown = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
     Ok(shown.map_err(failed("read the CPUID"))?.as_slice().to_vec())
 }
@@ -89,7 +90,14 @@ pub fn tsc_khz(fd: &kvm_ioctls::VcpuFd) -> Result<u32, Error> {
 /// Whether the CPU shows vmx or svm. Without them /dev/kvm is a paravirtual one, in which stock
 /// kernels are interpreted.
 pub fn hardware_virtualization() -> bool {
-    let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") else { return false };
-    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+    let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") else {
+        return false;
+    };
+    let flags = info
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    flags
+        .split_whitespace()
+        .any(|flag| matches!(flag, "vmx" | "svm"))
 }

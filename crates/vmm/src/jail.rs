@@ -35,8 +35,16 @@ pub enum Error {
 /// Moves this process into its own mount, network, IPC and UTS namespaces with an empty, read-only
 /// root. Everything it needs later must be open. Core dumps, which would hold guest memory, are off.
 pub fn enter_empty_root() -> Result<(), Error> {
-    let at = |step| move |e: rustix::io::Errno| Error::Root { step, source: e.into() };
-    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+    let at = |step| {
+        move |e: rustix::io::Errno| Error::Root {
+            step,
+            source: e.into(),
+        }
+    };
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     rustix::process::setrlimit(Resource::Core, no_core).map_err(at("forbid core dumps"))?;
     let spaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
@@ -44,8 +52,14 @@ pub fn enter_empty_root() -> Result<(), Error> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(at("make mounts private"))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
-    rustix::mount::mount("forkd-empty", "/proc", "tmpfs", flags, Some(c"size=0,mode=0555"))
-        .map_err(at("mount an empty root"))?;
+    rustix::mount::mount(
+        "forkd-empty",
+        "/proc",
+        "tmpfs",
+        flags,
+        Some(c"size=0,mode=0555"),
+    )
+    .map_err(at("mount an empty root"))?;
     rustix::process::chdir("/proc").map_err(at("enter the empty root"))?;
     // The same directory twice: the old root ends up on top of the new one and is detached.
     rustix::process::pivot_root(".", ".").map_err(at("change the root"))?;
@@ -54,13 +68,20 @@ pub fn enter_empty_root() -> Result<(), Error> {
 }
 
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
-    #[expect(deprecated, reason = "the safe form is enough: CLONE_FILES is not asked for")]
+    #[expect(
+        deprecated,
+        reason = "the safe form is enough: CLONE_FILES is not asked for"
+    )]
     rustix::thread::unshare(flags)
 }
 
 /// Gives up root for good: groups, group, user, and with them every capability.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), Error> {
-    let failed = |e: rustix::io::Errno| Error::User { uid, gid, source: e.into() };
+    let failed = |e: rustix::io::Errno| Error::User {
+        uid,
+        gid,
+        source: e.into(),
+    };
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
     rustix::thread::set_thread_groups(&[]).map_err(failed)?;
@@ -73,7 +94,11 @@ pub fn name_process(name: &str) {
     let mut shown = b"vm:".to_vec();
     // The kernel keeps 15 bytes; the end of an id tells more than its beginning.
     let tail = name.len().saturating_sub(12);
-    shown.extend(name.bytes().skip(tail).filter(|byte| byte.is_ascii_graphic()));
+    shown.extend(
+        name.bytes()
+            .skip(tail)
+            .filter(|byte| byte.is_ascii_graphic()),
+    );
     if let Ok(name) = std::ffi::CString::new(shown) {
         _ = rustix::thread::set_name(&name);
     }

@@ -110,6 +110,12 @@ impl Frozen {
         }
     }
 
+    /// Segments and registers of the first vCPU, for the benchmark's floor.
+    pub(crate) fn first_registers(&self) -> (&kvm_bindings::kvm_sregs, &kvm_bindings::kvm_regs) {
+        let first = &self.vcpus[0].state;
+        (&first.sregs, &first.regs)
+    }
+
     /// Number of vCPUs.
     pub fn vcpus(&self) -> usize {
         self.vcpus.len()

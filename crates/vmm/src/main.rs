@@ -12,9 +12,13 @@ use args::{Args, Command};
 fn main() -> ExitCode {
     let role = match Args::parse().command {
         Command::Template(args) => start::template(&args.process(), &args.snapshot()),
-        Command::Boot(args) => args.guest().and_then(|guest| {
-            start::boot(&args.process(), args.size(), guest)
-        }),
+        Command::Floor(args) => match bench::floor::serve(&args.process(), &args.snapshot()) {
+            Ok(never) => match never {},
+            Err(error) => return report(&error),
+        },
+        Command::Boot(args) => args
+            .guest()
+            .and_then(|guest| start::boot(&args.process(), args.size(), guest)),
         Command::Bench(args) => return bench::main(&args.options()),
         Command::Check => return check(),
     };
@@ -28,19 +32,25 @@ fn main() -> ExitCode {
 fn check() -> ExitCode {
     match host::Host::open() {
         Ok(host) => {
-            println!("{}", serde_json::json!({
-                "kvm": true,
-                "vendor": host.facts.vendor,
-                "kernel": host.facts.kernel,
-                "hardware_virtualization": host::hardware_virtualization(),
-            }));
+            println!(
+                "{}",
+                serde_json::json!({
+                    "kvm": true,
+                    "vendor": host.facts.vendor,
+                    "kernel": host.facts.kernel,
+                    "hardware_virtualization": host::hardware_virtualization(),
+                })
+            );
             ExitCode::SUCCESS
         }
         Err(error) => report(&error),
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the program's only way to tell a person")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the program's only way to tell a person"
+)]
 fn report(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     eprintln!("forkd-vmm: {}", control::failure(error).message);
     ExitCode::FAILURE

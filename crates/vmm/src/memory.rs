@@ -148,7 +148,12 @@ impl Memory {
         // SAFETY: mmap returned a mapping of `len` bytes at `base`, never at address 0.
         let base = unsafe { NonNull::new_unchecked(base.cast::<u8>()) };
         let guest = guest_view(base, bytes).map_err(failed)?;
-        Ok(Memory { base, bytes, guest, backed: Vec::new() })
+        Ok(Memory {
+            base,
+            bytes,
+            guest,
+            backed: Vec::new(),
+        })
     }
 
     fn map_file(

@@ -50,7 +50,8 @@ impl Given {
     pub fn take(set: FdSet, fds: &mut impl Iterator<Item = OwnedFd>) -> Given {
         let mut next = |bit| if set.has(bit) { fds.next() } else { None };
         Given {
-            control: next(FdSet::CONTROL).expect("decoding refuses children without a control socket"),
+            control: next(FdSet::CONTROL)
+                .expect("decoding refuses children without a control socket"),
             cgroup: next(FdSet::CGROUP).map(File::from),
             tap: next(FdSet::TAP),
             vsock: next(FdSet::VSOCK),
@@ -62,9 +63,21 @@ impl Given {
     /// The controller, and what devices need. `disks` are those of the template.
     pub fn into_parts(self, disks: Vec<File>) -> (Controller, Resources) {
         let controller = Controller::new(Channel::from(self.control), self.rendezvous);
-        let control = controller.channel().cloned().expect("the controller was just given one");
+        let control = controller
+            .channel()
+            .cloned()
+            .expect("the controller was just given one");
         let (tap, vsock, console) = (self.tap, self.vsock, self.console);
-        (controller, Resources { control, disks, tap, vsock, console })
+        (
+            controller,
+            Resources {
+                control,
+                disks,
+                tap,
+                vsock,
+                console,
+            },
+        )
     }
 }
 
@@ -106,8 +119,18 @@ impl Sandbox {
         controller: &mut Controller,
     ) -> Result<Sandbox, Error> {
         let mut watch = Stopwatch::from(birth.at);
-        let mut stages = Stages { clone_ns: watch.lap(), ..Stages::default() };
-        let Birth { host, memory, frozen, base, disks, .. } = birth;
+        let mut stages = Stages {
+            clone_ns: watch.lap(),
+            ..Stages::default()
+        };
+        let Birth {
+            host,
+            memory,
+            frozen,
+            base,
+            disks,
+            ..
+        } = birth;
         let machine =
             Machine::restore(&host, &memory, &frozen, resources, &mut watch, &mut stages)?;
         jail::name_process(&child.id);
@@ -158,7 +181,8 @@ impl Sandbox {
                 if let Some(set) = self.machine.devices().set() {
                     set.flush();
                 }
-                self.controller.reply(0, &Reply::Exiting { exit, message }, &[]);
+                self.controller
+                    .reply(0, &Reply::Exiting { exit, message }, &[]);
                 return Role::End(code);
             }
             if !heard {
@@ -207,14 +231,28 @@ impl Sandbox {
             }
             Request::Save => self.save(seq, fds),
             Request::Status => {
-                let state = if self.paused { State::Paused } else { State::Running };
+                let state = if self.paused {
+                    State::Paused
+                } else {
+                    State::Running
+                };
                 let (forks, write_error) = (self.branches, String::new());
-                self.controller.reply(seq, &Reply::Status { state, forks, write_error }, &[]);
+                self.controller.reply(
+                    seq,
+                    &Reply::Status {
+                        state,
+                        forks,
+                        write_error,
+                    },
+                    &[],
+                );
             }
             Request::Stop => self.machine.exit().end(Exit::Stopped, String::new()),
             Request::Guest { op, args } => match self.machine.devices().mailbox() {
                 Some(mailbox) => mailbox.put(op, args),
-                None => self.controller.refuse(seq, libc::EINVAL, "not the built-in test guest"),
+                None => self
+                    .controller
+                    .refuse(seq, libc::EINVAL, "not the built-in test guest"),
             },
             Request::Fork { .. } | Request::Write | Request::Branch { .. } => {
                 let message = "this is a sandbox: only a template can be forked or written";
@@ -239,14 +277,17 @@ impl Sandbox {
 
     fn save(&mut self, seq: u32, fds: Vec<OwnedFd>) {
         if !self.paused {
-            self.controller.refuse(seq, libc::EBUSY, "pause the sandbox before saving it");
+            self.controller
+                .refuse(seq, libc::EBUSY, "pause the sandbox before saving it");
             return;
         }
-        let written = writer::Files::take(fds).map_err(|e| failure(&e)).and_then(|files| {
-            let frozen = self.machine.save().map_err(|e| failure(&e))?;
-            let memory = self.machine.memory();
-            writer::write(memory, &frozen, &files, Scope::Everything).map_err(|e| failure(&e))
-        });
+        let written = writer::Files::take(fds)
+            .map_err(|e| failure(&e))
+            .and_then(|files| {
+                let frozen = self.machine.save().map_err(|e| failure(&e))?;
+                let memory = self.machine.memory();
+                writer::write(memory, &frozen, &files, Scope::Everything).map_err(|e| failure(&e))
+            });
         let reply = written.unwrap_or_else(Reply::Error);
         self.controller.reply(seq, &reply, &[]);
     }

@@ -24,7 +24,9 @@ pub enum Error {
     #[error("cannot compile the system call filter")]
     Compile(#[source] seccompiler::BackendError),
     /// The kernel refuses filters.
-    #[error("cannot install the system call filter: the kernel needs CONFIG_SECCOMP_FILTER, or use --no-seccomp to go without")]
+    #[error(
+        "cannot install the system call filter: the kernel needs CONFIG_SECCOMP_FILTER, or use --no-seccomp to go without"
+    )]
     Install(#[source] seccompiler::Error),
 }
 
@@ -116,14 +118,19 @@ pub fn confine_main() -> Result<(), Error> {
     let kvm = condition(SeccompCmpOp::MaskedEq(TYPE_MASK), KVM_TYPE)?;
     let ioctls = [kvm, equal(PAGEMAP_SCAN)?, equal(FIONBIO)?];
     let main = compile(&[EVERY_THREAD, MAIN_THREAD].concat(), &ioctls)?;
-    let vcpu = compile(EVERY_THREAD, &[equal(KVM_RUN)?, equal(KVM_IRQ_LINE)?, equal(FIONBIO)?])?;
+    let vcpu = compile(
+        EVERY_THREAD,
+        &[equal(KVM_RUN)?, equal(KVM_IRQ_LINE)?, equal(FIONBIO)?],
+    )?;
     _ = VCPU_FILTER.set(vcpu);
     seccompiler::apply_filter(&main).map_err(Error::Install)
 }
 
 /// Confines a vCPU thread, if the process is confined at all.
 pub fn confine_vcpu() {
-    let Some(filter) = VCPU_FILTER.get() else { return };
+    let Some(filter) = VCPU_FILTER.get() else {
+        return;
+    };
     if seccompiler::apply_filter(filter).is_err() {
         // A guest must not run unconfined; the controller sees the process end.
         sys::exit_now(libc::EXIT_FAILURE);
@@ -142,8 +149,10 @@ fn condition(op: SeccompCmpOp, request: u64) -> Result<SeccompCondition, Error> 
 fn compile(calls: &[i64], ioctls: &[SeccompCondition]) -> Result<BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         calls.iter().map(|call| (*call, Vec::new())).collect();
-    let ioctls: Result<Vec<_>, _> =
-        ioctls.iter().map(|one| SeccompRule::new(vec![one.clone()])).collect();
+    let ioctls: Result<Vec<_>, _> = ioctls
+        .iter()
+        .map(|one| SeccompRule::new(vec![one.clone()]))
+        .collect();
     rules.insert(libc::SYS_ioctl, ioctls.map_err(Error::Compile)?);
     let (refuse, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, refuse, allow, TargetArch::x86_64);

@@ -157,16 +157,36 @@ pub enum Error {
 /// as the exit code.
 pub fn template(process: &Process, snapshot: &Snapshot) -> Result<Role, Error> {
     let start = Instant::now();
-    with_controller(process, |controller| {
+    with_controller(process, &[], |controller| {
         let template = load(process, snapshot, controller)?;
         template.announce(start);
         Ok(Role::Template(Box::new(template)))
     })
 }
 
+/// Loads a snapshot for the benchmark's floor, unconfined.
+pub fn load_bare(process: &Process, snapshot: &Snapshot) -> Result<Template, Error> {
+    let control = sys::inherited_fd(process.control_fd);
+    let control = control.map_err(|e| Error::Fd(process.control_fd, e))?;
+    let process = Process {
+        jail: false,
+        seccomp: false,
+        ..process.clone()
+    };
+    let mut controller = Controller::new(Channel::from(control), None);
+    load(&process, snapshot, &mut controller)
+}
+
 /// Boots a machine and serves it.
 pub fn boot(process: &Process, size: Size, guest: Guest) -> Result<Role, Error> {
-    with_controller(process, |controller| {
+    let devices = match &guest {
+        Guest::Test => Vec::new(),
+        Guest::Linux(linux) => [linux.tap_fd, linux.vsock_fd, linux.console_fd]
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    with_controller(process, &devices, |controller| {
         let sandbox = boot_machine(process, size, guest, controller)?;
         Ok(Role::Sandbox(Box::new(sandbox)))
     })
@@ -174,8 +194,13 @@ pub fn boot(process: &Process, size: Size, guest: Guest) -> Result<Role, Error> 
 
 fn with_controller(
     process: &Process,
+    devices: &[RawFd],
     run: impl FnOnce(&mut Controller) -> Result<Role, Error>,
 ) -> Result<Role, Error> {
+    let named = [Some(process.control_fd), process.rendezvous_fd];
+    let mut keep = [&named.into_iter().flatten().collect::<Vec<_>>(), devices].concat();
+    // Whatever else the program was started with would be inherited by every sandbox.
+    sys::close_all_except(&mut keep);
     let take = |number| sys::inherited_fd(number).map_err(|e| Error::Fd(number, e));
     let control = take(process.control_fd)?;
     let rendezvous = process.rendezvous_fd.map(take).transpose()?;
@@ -198,8 +223,10 @@ fn load(
     vcpu::install_kick_handler().map_err(Error::Signal)?;
     let host = Host::open()?;
     let state = read_capped(&snapshot.state, file::BYTES_MAX)?;
-    let state = MachineState::decode(&state)
-        .map_err(|source| Error::State { path: snapshot.state.clone(), source })?;
+    let state = MachineState::decode(&state).map_err(|source| Error::State {
+        path: snapshot.state.clone(),
+        source,
+    })?;
     let memory = load_memory(snapshot)?;
     let disks = open_disks(&snapshot.disks)?;
     let frozen = Frozen::rehearse(&host, &memory, state)?;
@@ -225,11 +252,18 @@ fn load_memory(snapshot: &Snapshot) -> Result<Memory, Error> {
     for (memory, index) in &snapshot.layers {
         let bytes = read_capped(index, Index::encoded_len_max(layer::MEMORY_BYTES_MAX))?;
         let decoded = Index::decode(&bytes);
-        indexes.push(decoded.map_err(|source| Error::Index { path: index.clone(), source })?);
+        indexes.push(decoded.map_err(|source| Error::Index {
+            path: index.clone(),
+            source,
+        })?);
         files.push(open(memory)?);
     }
     let segments = layers::compose(&indexes)?;
-    Ok(Memory::layered(indexes[0].memory_bytes(), &segments, &files)?)
+    Ok(Memory::layered(
+        indexes[0].memory_bytes(),
+        &segments,
+        &files,
+    )?)
 }
 
 fn boot_machine(
@@ -260,7 +294,9 @@ fn test_machine(
     controller: &Controller,
 ) -> Result<Machine, Error> {
     let program = guest::program();
-    let written = memory.guest().write_slice(&program, GuestAddress(guest::LOAD_ADDRESS));
+    let written = memory
+        .guest()
+        .write_slice(&program, GuestAddress(guest::LOAD_ADDRESS));
     written.map_err(Error::Load)?;
     let cpuid = host.cpuid();
     let control = controller.channel().cloned();
@@ -269,11 +305,22 @@ fn test_machine(
         None => Ok(Devices::default()),
     };
     let set_up = |number, fd: &kvm_ioctls::VcpuFd| {
-        fd.set_cpuid2(&cpuid).map_err(kvm::failed("set the CPUID"))?;
+        fd.set_cpuid2(&cpuid)
+            .map_err(kvm::failed("set the CPUID"))?;
         // The other vCPUs wait for a start-up that the test guest never sends.
-        if number == 0 { guest::set_up(fd) } else { Ok(()) }
+        if number == 0 {
+            guest::set_up(fd)
+        } else {
+            Ok(())
+        }
     };
-    Ok(Machine::fresh(host, memory, size.vcpus as usize, devices, set_up)?)
+    Ok(Machine::fresh(
+        host,
+        memory,
+        size.vcpus as usize,
+        devices,
+        set_up,
+    )?)
 }
 
 fn confine(process: &Process) -> Result<(), Error> {
@@ -287,7 +334,10 @@ fn confine(process: &Process) -> Result<(), Error> {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    File::open(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn open_disks(paths: &[PathBuf]) -> Result<Vec<File>, Error> {
@@ -295,11 +345,17 @@ fn open_disks(paths: &[PathBuf]) -> Result<Vec<File>, Error> {
 }
 
 fn read_capped(path: &Path, max: u64) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
     let file = open(path)?;
     let len = file.metadata().map_err(failed)?.len();
     if len > max {
-        return Err(Error::TooLarge { path: path.to_owned(), max });
+        return Err(Error::TooLarge {
+            path: path.to_owned(),
+            max,
+        });
     }
     let mut bytes = Vec::with_capacity(len as usize);
     file.take(max).read_to_end(&mut bytes).map_err(failed)?;
@@ -308,7 +364,9 @@ fn read_capped(path: &Path, max: u64) -> Result<Vec<u8>, Error> {
 
 /// The descriptors of a booted machine, taken over by number.
 fn inherited(number: Option<RawFd>) -> Result<Option<OwnedFd>, Error> {
-    number.map(|number| sys::inherited_fd(number).map_err(|e| Error::Fd(number, e))).transpose()
+    number
+        .map(|number| sys::inherited_fd(number).map_err(|e| Error::Fd(number, e)))
+        .transpose()
 }
 
 /// Resources of a booted machine.
@@ -317,9 +375,17 @@ fn resources(
     disks: &[File],
     fds: [Option<RawFd>; 3],
 ) -> Result<Option<Resources>, Error> {
-    let Some(control) = controller.channel().cloned() else { return Ok(None) };
+    let Some(control) = controller.channel().cloned() else {
+        return Ok(None);
+    };
     let disks: Result<_, _> = disks.iter().map(File::try_clone).collect();
     let disks = disks.map_err(machine::Error::Prepare)?;
     let [tap, vsock, console] = fds.map(inherited);
-    Ok(Some(Resources { control, disks, tap: tap?, vsock: vsock?, console: console? }))
+    Ok(Some(Resources {
+        control,
+        disks,
+        tap: tap?,
+        vsock: vsock?,
+        console: console?,
+    }))
 }

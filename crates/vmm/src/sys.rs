@@ -126,7 +126,11 @@ pub fn exit_now(code: i32) -> ! {
 /// Waits until at least one of `fds` is readable, or its other end gone; says which. A signal ends the
 /// wait with none.
 pub fn wait_readable(fds: &[RawFd]) -> Vec<bool> {
-    let watch = |fd: &RawFd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 };
+    let watch = |fd: &RawFd| libc::pollfd {
+        fd: *fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
     let mut polled: Vec<_> = fds.iter().map(watch).collect();
     // SAFETY: `polled` is an exclusively owned array of that many elements. Numbers that are no
     // descriptors are reported in `revents`.

@@ -80,7 +80,9 @@ impl Template {
         loop {
             let controller = self.controller.fd()?;
             // Without a writer there is nothing else to wait for: the receive itself waits.
-            let Some(writer) = &self.writer else { return None };
+            let Some(writer) = &self.writer else {
+                return None;
+            };
             let mut fds = [
                 PollFd::new(&controller, PollFlags::IN),
                 PollFd::new(writer, PollFlags::IN),
@@ -97,16 +99,27 @@ impl Template {
     }
 
     fn writer_ended(&mut self) {
-        let Some(pidfd) = self.writer.take() else { return };
+        let Some(pidfd) = self.writer.take() else {
+            return;
+        };
         let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
-        let code = status.ok().flatten().and_then(|status| status.exit_status());
+        let code = status
+            .ok()
+            .flatten()
+            .and_then(|status| status.exit_status());
         (self.state, self.write_error) = match code {
             Some(0) => (State::Ready, String::new()),
             Some(errno) if errno != 255 => {
                 let reason = std::io::Error::from_raw_os_error(errno);
-                (State::Memory, format!("cannot write the snapshot: {reason}"))
+                (
+                    State::Memory,
+                    format!("cannot write the snapshot: {reason}"),
+                )
             }
-            _ => (State::Memory, "the process that wrote the snapshot was killed".to_owned()),
+            _ => (
+                State::Memory,
+                "the process that wrote the snapshot was killed".to_owned(),
+            ),
         };
     }
 
@@ -122,11 +135,17 @@ impl Template {
             Request::Write => return self.write(seq, fds),
             Request::Status => {
                 let write_error = self.write_error.clone();
-                let status = Reply::Status { state: self.state, forks: self.forks, write_error };
+                let status = Reply::Status {
+                    state: self.state,
+                    forks: self.forks,
+                    write_error,
+                };
                 self.controller.reply(seq, &status, &[]);
             }
             Request::Stop => return Some(Role::End(0)),
-            _ => self.controller.refuse(seq, libc::EINVAL, "this is a template, not a sandbox"),
+            _ => self
+                .controller
+                .refuse(seq, libc::EINVAL, "this is a template, not a sandbox"),
         }
         None
     }
@@ -140,7 +159,10 @@ impl Template {
     ) -> Option<Role> {
         let expected: usize = children.iter().map(|child| child.fds.count()).sum();
         if fds.len() != expected {
-            let message = format!("{} descriptors came, the children need {expected}", fds.len());
+            let message = format!(
+                "{} descriptors came, the children need {expected}",
+                fds.len()
+            );
             self.controller.refuse(seq, libc::EINVAL, &message);
             return None;
         }
@@ -200,7 +222,11 @@ impl Template {
             self.controller.refuse(seq, libc::EALREADY, message);
             return None;
         }
-        let scope = if self.base.is_empty() { Scope::Everything } else { Scope::Own };
+        let scope = if self.base.is_empty() {
+            Scope::Everything
+        } else {
+            Scope::Own
+        };
         let files = match writer::Files::take(fds) {
             Ok(files) => files,
             Err(error) => {
@@ -210,7 +236,14 @@ impl Template {
         };
         match sys::fork(sys::Kin::Child, None) {
             Ok(Forked::Child) => {
-                let code = writer::run(&self.controller, seq, &self.memory, &self.frozen, files, scope);
+                let code = writer::run(
+                    &self.controller,
+                    seq,
+                    &self.memory,
+                    &self.frozen,
+                    files,
+                    scope,
+                );
                 return Some(Role::End(code));
             }
             Ok(Forked::Parent { pidfd, .. }) => {
@@ -237,9 +270,10 @@ fn fork_child(child: &Child, given: &Given) -> Result<Forked, Failure> {
     if !privileged() && (child.user.is_some() || child.fds.has(FdSet::CGROUP)) {
         return Err(Failure {
             errno: libc::EPERM as u32,
-            message: "this template was born of a confined sandbox and cannot change user or cgroup: \
+            message:
+                "this template was born of a confined sandbox and cannot change user or cgroup: \
                       fork without them and move the child, or load the written snapshot"
-                .to_owned(),
+                    .to_owned(),
         });
     }
     let cgroup = given.cgroup.as_ref().map(|fd: &File| fd.as_fd());

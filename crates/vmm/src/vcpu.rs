@@ -247,7 +247,7 @@ impl Threads {
         for (vcpu, thread) in self.vcpus.iter().zip(&self.threads) {
             vcpu.hold_out();
             // A thread that has ended (the machine is exiting) cannot be signalled, and need not be.
-            _ = thread.kill(KICK);
+            _ = thread.kill(signal::SIGRTMIN() + KICK);
         }
         self.wakeups.iter().for_each(|wakeup| wakeup.wake());
         let alive = self
@@ -348,6 +348,10 @@ fn enter(fd: &mut VcpuFd, shared: &Shared) -> Step {
             Exit::Crash,
             "the guest's CPU shut down (triple fault)".into(),
         ),
+        Ok(VcpuExit::InternalError) => {
+            let message = "KVM cannot go on with what the guest's CPU did (internal error)";
+            (Exit::Crash, message.to_owned())
+        }
         Ok(VcpuExit::Hlt) => (Exit::PowerOff, "the guest halted for good".into()),
         Ok(other) => (Exit::Internal, format!("KVM left the guest with {other:?}")),
         Err(e) => (Exit::Internal, format!("KVM cannot run the guest: {e}")),

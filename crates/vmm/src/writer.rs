@@ -27,13 +27,19 @@ const CHUNK: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Descriptors are missing.
-    #[error("writing needs three files (memory, index, state) and may take a pagemap, {0} descriptors came")]
+    #[error(
+        "writing needs three files (memory, index, state) and may take a pagemap, {0} descriptors came"
+    )]
     Files(usize),
     /// The kernel does not say which pages differ.
-    #[error("cannot read the process's page map: pass /proc/PID/pagemap, opened by root, with the request")]
+    #[error(
+        "cannot read the process's page map: pass /proc/PID/pagemap, opened by root, with the request"
+    )]
     Pagemap(#[source] io::Error),
     /// A file could not be written.
-    #[error("cannot write the snapshot's {file} file: free space or choose another disk, the branch stays usable in memory")]
+    #[error(
+        "cannot write the snapshot's {file} file: free space or choose another disk, the branch stays usable in memory"
+    )]
     Write {
         /// Which.
         file: &'static str,
@@ -70,9 +76,12 @@ impl Files {
         let count = fds.len();
         let mut fds = fds.into_iter().map(File::from);
         match (fds.next(), fds.next(), fds.next(), fds.next(), fds.next()) {
-            (Some(memory), Some(index), Some(state), pagemap, None) => {
-                Ok(Files { memory, index, state, pagemap })
-            }
+            (Some(memory), Some(index), Some(state), pagemap, None) => Ok(Files {
+                memory,
+                index,
+                state,
+                pagemap,
+            }),
             _ => Err(Error::Files(count)),
         }
     }
@@ -98,30 +107,47 @@ pub fn run(
             _ = files.memory.set_len(0);
             controller.fail(seq, &error);
             let errno = failure(&error).errno;
-            i32::try_from(errno).ok().filter(|errno| (1..255).contains(errno)).unwrap_or(libc::EIO)
+            i32::try_from(errno)
+                .ok()
+                .filter(|errno| (1..255).contains(errno))
+                .unwrap_or(libc::EIO)
         }
     }
 }
 
 /// Writes the files and syncs them. Nothing changes guest memory meanwhile.
-pub fn write(memory: &Memory, frozen: &Frozen, files: &Files, scope: Scope) -> Result<Reply, Error> {
+pub fn write(
+    memory: &Memory,
+    frozen: &Frozen,
+    files: &Files,
+    scope: Scope,
+) -> Result<Reply, Error> {
     let start = Instant::now();
     let mut ranges = pages::own(memory, files.pagemap.as_ref()).map_err(Error::Pagemap)?;
     if scope == Scope::Everything {
         ranges = pages::union(ranges, memory.backed());
     }
     let failed = |file| move |source| Error::Write { file, source };
-    files.memory.set_len(memory.bytes()).map_err(failed("memory"))?;
+    files
+        .memory
+        .set_len(memory.bytes())
+        .map_err(failed("memory"))?;
     let mut builder = Builder::new(memory.bytes())?;
     for (offset, len) in ranges {
         write_range(memory, &files.memory, offset, len, scope, &mut builder)?;
     }
     files.memory.sync_data().map_err(failed("memory"))?;
     let index = builder.finish();
-    files.index.write_all_at(&index.encode(), 0).map_err(failed("index"))?;
+    files
+        .index
+        .write_all_at(&index.encode(), 0)
+        .map_err(failed("index"))?;
     files.index.sync_all().map_err(failed("index"))?;
     let state = frozen.state().encode();
-    files.state.write_all_at(&state, 0).map_err(failed("state"))?;
+    files
+        .state
+        .write_all_at(&state, 0)
+        .map_err(failed("state"))?;
     files.state.sync_all().map_err(failed("state"))?;
     Ok(Reply::Written {
         data_bytes: index.data_bytes(),
@@ -150,7 +176,10 @@ fn write_range(
             match kind {
                 Kind::Data => {
                     let bytes = &chunk[start..start + run];
-                    let failed = |source| Error::Write { file: "memory", source };
+                    let failed = |source| Error::Write {
+                        file: "memory",
+                        source,
+                    };
                     file.write_all_at(bytes, offset).map_err(failed)?;
                 }
                 // What no layer mentions is zero: a snapshot that stands alone need not say so.

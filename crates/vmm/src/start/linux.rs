@@ -51,7 +51,11 @@ impl LinuxGuest {
         controller: &Controller,
     ) -> Result<(Machine, Vec<File>), Error> {
         let disks = open_disks(&self.disks)?;
-        let plan = Plan { disks: vec![true; disks.len()], mac: self.mac, cid: self.cid };
+        let plan = Plan {
+            disks: vec![true; disks.len()],
+            mac: self.mac,
+            cid: self.cid,
+        };
         let entry = self.load(memory, &plan, size.vcpus as u8)?;
         let fds = [self.tap_fd, self.vsock_fd, self.console_fd];
         let resources = resources(controller, &disks, fds)?;
@@ -59,7 +63,8 @@ impl LinuxGuest {
             Some(resources) => Devices::linux(plan, resources, vm, memory, exit),
             None => Err(devices::Error::Unknown("controller".to_owned())),
         };
-        let set_up = |number, fd: &VcpuFd| set_up(host, memory, size.vcpus as u8, entry, number, fd);
+        let set_up =
+            |number, fd: &VcpuFd| set_up(host, memory, size.vcpus as u8, entry, number, fd);
         let machine = Machine::fresh(host, memory, size.vcpus as usize, devices, set_up)?;
         Ok((machine, disks))
     }
@@ -90,19 +95,27 @@ fn set_up(
     if let Ok(msrs) = Msrs::from_entries(&entries) {
         let written = fd.set_msrs(&msrs).map_err(failed("set the MSRs"))?;
         if let Some(refused) = entries.get(written) {
-            return Err(kvm::Error::Msr { index: refused.index, value: refused.data });
+            return Err(kvm::Error::Msr {
+                index: refused.index,
+                value: refused.data,
+            });
         }
     }
     // The others wait for the guest to start them.
     if number != 0 {
         return Ok(());
     }
-    let sregs = fd.get_sregs().map_err(failed("read the segment registers"))?;
+    let sregs = fd
+        .get_sregs()
+        .map_err(failed("read the segment registers"))?;
     let sregs = cpu::special_registers(memory.guest(), sregs).map_err(|e| kvm::Error::Call {
         step: "load the first page tables",
         source: std::io::Error::other(e),
     })?;
-    fd.set_sregs(&sregs).map_err(failed("set the segment registers"))?;
-    fd.set_fpu(&cpu::fpu()).map_err(failed("set the floating point state"))?;
-    fd.set_regs(&cpu::registers(entry)).map_err(failed("set the registers"))
+    fd.set_sregs(&sregs)
+        .map_err(failed("set the segment registers"))?;
+    fd.set_fpu(&cpu::fpu())
+        .map_err(failed("set the floating point state"))?;
+    fd.set_regs(&cpu::registers(entry))
+        .map_err(failed("set the registers"))
 }

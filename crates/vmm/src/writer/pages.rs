@@ -45,7 +45,9 @@ fn scan(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)>> {
             push(&mut ranges, region.start - base, region.end - region.start);
         }
         if stopped <= at {
-            return Err(io::Error::other("the scan of the page map does not advance"));
+            return Err(io::Error::other(
+                "the scan of the page map does not advance",
+            ));
         }
         at = stopped;
     }
@@ -103,7 +105,11 @@ pub(super) fn union(ranges: Vec<(u64, u64)>, more: &[(u64, u64)]) -> Vec<(u64, u
 pub(super) fn runs(bytes: &[u8]) -> Vec<(usize, usize, Kind)> {
     let mut runs: Vec<(usize, usize, Kind)> = Vec::new();
     for (number, page) in bytes.chunks(PAGE).enumerate() {
-        let kind = if is_zero(page) { Kind::Zero } else { Kind::Data };
+        let kind = if is_zero(page) {
+            Kind::Zero
+        } else {
+            Kind::Data
+        };
         match runs.last_mut() {
             Some((_, len, last)) if *last == kind => *len += page.len(),
             _ => runs.push((number * PAGE, page.len(), kind)),

@@ -7,7 +7,9 @@ use crate::support::{World, eventually, filled, load};
 
 #[test]
 fn the_copy_is_frozen_and_the_original_runs_on() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, base) = world.template();
     let mut sandbox = template.fork_one().unwrap();
     sandbox.run(FILL, [1024, 200, 3]).unwrap();
@@ -61,7 +63,9 @@ impl ForkCounting for forkd_vmm::client::Process {
 
 #[test]
 fn a_branch_of_a_branch_of_a_branch() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (template, _) = world.template();
     let mut templates = vec![template];
     for depth in 0..4u32 {
@@ -70,26 +74,39 @@ fn a_branch_of_a_branch_of_a_branch() {
             let sum = sandbox.run(SUM, [4000 + 20 * earlier, 20, 0]).unwrap();
             assert_eq!(sum, filled(1000 * earlier + 1, 20));
         }
-        sandbox.run(FILL, [4000 + 20 * depth, 20, 1000 * depth + 1]).unwrap();
+        sandbox
+            .run(FILL, [4000 + 20 * depth, 20, 1000 * depth + 1])
+            .unwrap();
         let branch = sandbox.branch().unwrap();
-        assert_eq!(branch.base, "base", "file-backed pages are still the first snapshot's");
+        assert_eq!(
+            branch.base, "base",
+            "file-backed pages are still the first snapshot's"
+        );
         templates.push(branch.template);
         // The sandbox dies; the branch does not need it.
         drop(sandbox);
     }
     let directory = world.directory("deep");
-    templates.last_mut().unwrap().write(&Request::Write, &directory).unwrap();
+    templates
+        .last_mut()
+        .unwrap()
+        .write(&Request::Write, &directory)
+        .unwrap();
 }
 
 #[test]
 fn a_branch_sheds_the_vm_of_its_sandbox() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let mut sandbox = template.fork_one().unwrap();
     let branch = sandbox.branch().unwrap();
     let entries = std::fs::read_dir(format!("/proc/{}/fd", branch.template.pid())).unwrap();
     for entry in entries {
-        let Ok(target) = std::fs::read_link(entry.unwrap().path()) else { continue };
+        let Ok(target) = std::fs::read_link(entry.unwrap().path()) else {
+            continue;
+        };
         let target = target.to_string_lossy().into_owned();
         assert!(!target.contains("kvm-v"), "{target}");
     }
@@ -99,21 +116,34 @@ fn a_branch_sheds_the_vm_of_its_sandbox() {
 
 #[test]
 fn a_halted_machine_can_be_paused_and_branched() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     world.parent.command(HALT, [0; 3]).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
-    assert!(matches!(world.parent.ask(&Request::Pause), Ok(Reply::Paused { .. })));
-    assert!(matches!(world.parent.ask(&Request::Pause), Ok(Reply::Paused { .. })));
+    assert!(matches!(
+        world.parent.ask(&Request::Pause),
+        Ok(Reply::Paused { .. })
+    ));
+    assert!(matches!(
+        world.parent.ask(&Request::Pause),
+        Ok(Reply::Paused { .. })
+    ));
     let mut branch = world.parent.branch().unwrap();
     let mut child = branch.template.fork(1, false).unwrap().remove(0);
     child.running().unwrap();
-    assert!(matches!(child.ask(&Request::Pause), Ok(Reply::Paused { .. })));
+    assert!(matches!(
+        child.ask(&Request::Pause),
+        Ok(Reply::Paused { .. })
+    ));
     assert_eq!(world.parent.ask(&Request::Resume).unwrap(), Reply::Resumed);
 }
 
 #[test]
 fn a_written_branch_says_so() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let mut branch = world.parent.branch().unwrap();
     let state = |process: &mut forkd_vmm::client::Process| match process.ask(&Request::Status) {
         Ok(Reply::Status { state, .. }) => state,
@@ -123,7 +153,11 @@ fn a_written_branch_says_so() {
     let directory = world.directory("written");
     branch.template.write(&Request::Write, &directory).unwrap();
     let template = std::cell::RefCell::new(branch.template);
-    eventually("ready", || state(&mut template.borrow_mut()) == State::Ready);
-    let again = template.borrow_mut().write(&Request::Write, &world.directory("again"));
+    eventually("ready", || {
+        state(&mut template.borrow_mut()) == State::Ready
+    });
+    let again = template
+        .borrow_mut()
+        .write(&Request::Write, &world.directory("again"));
     assert!(again.is_err(), "once is enough");
 }

@@ -9,14 +9,19 @@ use crate::support::{World, eventually, filled, load};
 
 #[test]
 fn children_inherit_memory_and_do_not_see_each_other() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     world.parent.run(FILL, [1024, 500, 7]).unwrap();
     let (mut template, _) = world.template();
     let mut children = template.fork(8, false).unwrap();
     for (number, child) in (0..).zip(&mut children) {
         child.alive().unwrap();
         assert_eq!(child.run(SUM, [1024, 500, 0]).unwrap(), filled(7, 500));
-        assert_eq!(child.run(FILL, [1024, 300, 1000 * (number + 1)]).unwrap(), 0);
+        assert_eq!(
+            child.run(FILL, [1024, 300, 1000 * (number + 1)]).unwrap(),
+            0
+        );
     }
     for (number, child) in (0..).zip(&mut children) {
         let expected = filled(1000 * (number + 1), 300);
@@ -25,31 +30,52 @@ fn children_inherit_memory_and_do_not_see_each_other() {
     }
     let mut late = template.fork_one().unwrap();
     assert_eq!(late.run(SUM, [1024, 500, 0]).unwrap(), filled(7, 500));
-    assert_eq!(world.parent.run(SUM, [1024, 500, 0]).unwrap(), filled(7, 500));
+    assert_eq!(
+        world.parent.run(SUM, [1024, 500, 0]).unwrap(),
+        filled(7, 500)
+    );
 }
 
 #[test]
 fn eight_layers_compose_by_content() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     world.parent.run(FILL, [2000, 800, 5]).unwrap();
     let (mut template, base) = world.template();
     let mut layers = vec![base];
     for depth in 1..=8u32 {
         let mut sandbox = template.fork_one().unwrap();
-        sandbox.run(FILL, [2000 + 50 * depth, 100, 10_000 * depth]).unwrap();
+        sandbox
+            .run(FILL, [2000 + 50 * depth, 100, 10_000 * depth])
+            .unwrap();
         let mut branch = sandbox.branch().unwrap();
         let directory = world.directory(&format!("layer-{depth}"));
         let (files, written) = branch.template.write(&Request::Write, &directory).unwrap();
-        let Reply::Written { data_bytes, .. } = written else { panic!("{written:?}") };
-        assert!(data_bytes < 150 * 4096, "only what differs is written: {data_bytes}");
+        let Reply::Written { data_bytes, .. } = written else {
+            panic!("{written:?}")
+        };
+        assert!(
+            data_bytes < 150 * 4096,
+            "only what differs is written: {data_bytes}"
+        );
         layers.push(files);
         template = load(&format!("layer-{depth}"), &layers);
-        assert_eq!(branch.base, if depth == 1 { "base".into() } else { format!("layer-{}", depth - 1) });
+        assert_eq!(
+            branch.base,
+            if depth == 1 {
+                "base".into()
+            } else {
+                format!("layer-{}", depth - 1)
+            }
+        );
     }
     let mut sandbox = template.fork_one().unwrap();
     for page in 0..800u32 {
         // The highest layer that wrote a page wins; it wrote pages 50*d .. 50*d+100.
-        let depth = (1..=8).rev().find(|d| (50 * d..50 * d + 100).contains(&page));
+        let depth = (1..=8)
+            .rev()
+            .find(|d| (50 * d..50 * d + 100).contains(&page));
         let expected = depth.map_or(5 + page, |d| 10_000 * d + page - 50 * d);
         if page % 37 == 0 || page % 50 < 2 {
             let value = sandbox.run(READ, [(2000 + page) * 4096, 0, 0]).unwrap();
@@ -60,7 +86,9 @@ fn eight_layers_compose_by_content() {
 
 #[test]
 fn pages_that_became_zero_stay_zero() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     world.parent.run(FILL, [3000, 10, 1]).unwrap();
     let (mut template, base) = world.template();
     let mut sandbox = template.fork_one().unwrap();
@@ -69,24 +97,38 @@ fn pages_that_became_zero_stay_zero() {
     let mut branch = sandbox.branch().unwrap();
     let directory = world.directory("zero");
     let (files, written) = branch.template.write(&Request::Write, &directory).unwrap();
-    let Reply::Written { zero_bytes, .. } = written else { panic!("{written:?}") };
+    let Reply::Written { zero_bytes, .. } = written else {
+        panic!("{written:?}")
+    };
     assert_eq!(zero_bytes, 4096);
     let mut again = load("zero", &[base, files]).fork_one().unwrap();
     assert_eq!(again.run(READ, [3003 * 4096, 0, 0]).unwrap(), 0);
-    assert_eq!(again.run(READ, [3002 * 4096, 0, 0]).unwrap(), u64::from(u32::MAX));
+    assert_eq!(
+        again.run(READ, [3002 * 4096, 0, 0]).unwrap(),
+        u64::from(u32::MAX)
+    );
     assert_eq!(again.run(READ, [3001 * 4096, 0, 0]).unwrap(), 2);
 }
 
 #[test]
 fn a_saved_sandbox_stands_alone() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     world.parent.run(FILL, [2000, 50, 9]).unwrap();
     let (mut template, _) = world.template();
     let mut sandbox = template.fork_one().unwrap();
     sandbox.run(FILL, [2010, 5, 777]).unwrap();
-    assert!(sandbox.write(&Request::Save, &world.directory("early")).is_err(), "not paused");
+    assert!(
+        sandbox
+            .write(&Request::Save, &world.directory("early"))
+            .is_err(),
+        "not paused"
+    );
     sandbox.ask(&Request::Pause).unwrap();
-    let (files, _) = sandbox.write(&Request::Save, &world.directory("saved")).unwrap();
+    let (files, _) = sandbox
+        .write(&Request::Save, &world.directory("saved"))
+        .unwrap();
     assert_eq!(sandbox.ask(&Request::Resume).unwrap(), Reply::Resumed);
     let mut alone = load("saved", &[files]).fork_one().unwrap();
     for process in [&mut sandbox, &mut alone] {
@@ -97,12 +139,20 @@ fn a_saved_sandbox_stands_alone() {
 
 #[test]
 fn a_child_forked_paused_waits() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let mut child = template.fork(1, true).unwrap().remove(0);
     child.running().unwrap();
     let status = child.ask(&Request::Status).unwrap();
-    assert!(matches!(status, Reply::Status { state: forkd_wire::vmm::State::Paused, .. }));
+    assert!(matches!(
+        status,
+        Reply::Status {
+            state: forkd_wire::vmm::State::Paused,
+            ..
+        }
+    ));
     assert_eq!(child.ask(&Request::Resume).unwrap(), Reply::Resumed);
     child.command(READ, [COUNTER, 0, 0]).unwrap();
     assert_eq!(child.report().unwrap(), forkd_vmm::guest::ALIVE);
@@ -111,7 +161,9 @@ fn a_child_forked_paused_waits() {
 
 #[test]
 fn a_crash_is_told_and_ends_only_its_sandbox() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let (mut one, mut other) = (template.fork_one().unwrap(), template.fork_one().unwrap());
     one.command(CRASH, [0; 3]).unwrap();
@@ -120,10 +172,20 @@ fn a_crash_is_told_and_ends_only_its_sandbox() {
             break reply;
         }
     };
-    assert!(matches!(exiting, Reply::Exiting { exit: Exit::Crash, .. }));
+    assert!(matches!(
+        exiting,
+        Reply::Exiting {
+            exit: Exit::Crash,
+            ..
+        }
+    ));
     assert_eq!(one.wait().unwrap().unwrap().exit_status(), Some(0));
     assert_eq!(other.run(READ, [COUNTER, 0, 0]).unwrap(), 0);
-    assert_eq!(other.ask(&Request::Stop).is_err(), true, "it ends instead of answering");
+    assert_eq!(
+        other.ask(&Request::Stop).is_err(),
+        true,
+        "it ends instead of answering"
+    );
     assert_eq!(other.wait().unwrap().unwrap().exit_status(), Some(0));
 }
 
@@ -142,23 +204,36 @@ fn descriptors(pid: u32) -> Vec<String> {
 
 #[test]
 fn a_child_holds_only_its_own_descriptors() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let mut children = template.fork(20, false).unwrap();
     children.iter_mut().for_each(|child| child.alive().unwrap());
-    let kinds: BTreeSet<Vec<String>> =
-        children.iter().map(|child| descriptors(child.pid())).collect();
+    let kinds: BTreeSet<Vec<String>> = children
+        .iter()
+        .map(|child| descriptors(child.pid()))
+        .collect();
     assert_eq!(kinds.len(), 1, "every child holds the same: {kinds:?}");
     let held = kinds.into_iter().next().unwrap();
     let sockets = held.iter().filter(|name| *name == "socket").count();
-    let standard = descriptors(template.pid()).iter().filter(|n| *n == "socket").count() - 1;
+    let standard = descriptors(template.pid())
+        .iter()
+        .filter(|n| *n == "socket")
+        .count()
+        - 1;
     assert_eq!(sockets, 1 + standard, "one control socket: {held:?}");
-    assert_eq!(held.iter().filter(|name| name.contains("kvm-vm")).count(), 1);
+    assert_eq!(
+        held.iter().filter(|name| name.contains("kvm-vm")).count(),
+        1
+    );
 }
 
 #[test]
 fn two_thousand_forks_leak_nothing() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     drop(template.fork_one().unwrap());
     let before = (descriptors(template.pid()), memory_kib(template.pid()));
@@ -173,7 +248,10 @@ fn two_thousand_forks_leak_nothing() {
     assert_eq!(descriptors(template.pid()), before.0);
     let grown = memory_kib(template.pid()).saturating_sub(before.1);
     assert!(grown < 64, "the template grew by {grown} KiB");
-    assert!(matches!(template.ask(&Request::Status), Ok(Reply::Status { forks: 2001, .. })));
+    assert!(matches!(
+        template.ask(&Request::Status),
+        Ok(Reply::Status { forks: 2001, .. })
+    ));
 }
 
 fn memory_kib(pid: u32) -> u64 {

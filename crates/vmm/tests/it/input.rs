@@ -27,31 +27,47 @@ fn damaged(path: &Path, change: impl FnOnce(&mut Vec<u8>), files: &SnapshotFiles
 
 #[test]
 fn damaged_files_are_refused_by_name() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (_, files) = world.template();
     let (state, index) = (&files.state, &files.index);
     let says = |message: String, words: &str| assert!(message.contains(words), "{message}");
-    says(damaged(state, |bytes| bytes.truncate(100), &files), "truncated");
+    says(
+        damaged(state, |bytes| bytes.truncate(100), &files),
+        "truncated",
+    );
     says(damaged(state, |bytes| bytes[500] ^= 1, &files), "damaged");
     says(damaged(state, |bytes| bytes[8] = 99, &files), "version 99");
     says(damaged(state, |bytes| bytes.clear(), &files), "truncated");
-    says(damaged(index, |bytes| bytes.truncate(50), &files), "layer index");
+    says(
+        damaged(index, |bytes| bytes.truncate(50), &files),
+        "layer index",
+    );
     says(damaged(index, |bytes| bytes[40] ^= 1, &files), "damaged");
     says(damaged(index, |bytes| bytes[8] = 7, &files), "version 7");
-    says(damaged(&files.memory, |bytes| bytes.truncate(4096), &files), "memory file");
+    says(
+        damaged(&files.memory, |bytes| bytes.truncate(4096), &files),
+        "memory file",
+    );
     load("good", &[files]);
 }
 
 #[test]
 fn files_of_two_snapshots_do_not_mix() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (_, files) = world.template();
     let mut other = Process::boot_test_guest(program(), 32, &[]).unwrap();
     let directory = world.directory("other");
     let mut branch = other.branch().unwrap();
     let request = forkd_wire::vmm::Request::Write;
     let (smaller, _) = branch.template.write(&request, &directory).unwrap();
-    let mixed = SnapshotFiles { state: smaller.state.clone(), ..files.clone() };
+    let mixed = SnapshotFiles {
+        state: smaller.state.clone(),
+        ..files.clone()
+    };
     assert!(refusal(&mixed).contains("not of one snapshot"));
     let layers = [files, smaller];
     match Process::template(program(), "mixed", &layers, &[]) {
@@ -84,11 +100,21 @@ fn memory_that_cannot_be_mapped_is_an_answer() {
         return;
     }
     let script = format!("ulimit -v 200000; exec {} \"$@\"", program().display());
-    let arguments = ["-c".into(), script, "sh".into(), "boot".into(), "--test-guest".into()];
+    let arguments = [
+        "-c".into(),
+        script,
+        "sh".into(),
+        "boot".into(),
+        "--test-guest".into(),
+    ];
     let mut process = Process::start(Path::new("/bin/sh"), &arguments).unwrap();
     match process.next() {
         Ok((_, forkd_wire::vmm::Reply::Failed(failure), _)) => {
-            assert!(failure.message.contains("cannot map"), "{}", failure.message);
+            assert!(
+                failure.message.contains("cannot map"),
+                "{}",
+                failure.message
+            );
             assert_eq!(failure.errno, 12);
         }
         other => panic!("{other:?}"),
@@ -120,13 +146,20 @@ fn no_permission_for_kvm_is_said_clearly() {
         println!("skipped: /dev/kvm is open to everybody here");
         return;
     }
-    assert!(said.contains("no permission to open /dev/kvm") && said.contains("group"), "{said}");
+    assert!(
+        said.contains("no permission to open /dev/kvm") && said.contains("group"),
+        "{said}"
+    );
 }
 
 #[test]
 fn every_command_has_help() {
     for command in [&[][..], &["template"], &["boot"], &["bench"], &["check"]] {
-        let output = Command::new(program()).args(command).arg("--help").output().unwrap();
+        let output = Command::new(program())
+            .args(command)
+            .arg("--help")
+            .output()
+            .unwrap();
         assert!(output.status.success());
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("Usage:"), "{text}");

@@ -66,14 +66,19 @@ pub(crate) fn load(id: &str, layers: &[SnapshotFiles]) -> Process {
 
 /// What SUM reports for pages filled with `pattern`.
 pub(crate) fn filled(pattern: u32, pages: u32) -> u64 {
-    u64::from(forkd_vmm::guest::sum((0..pages).map(|page| pattern.wrapping_add(page))))
+    u64::from(forkd_vmm::guest::sum(
+        (0..pages).map(|page| pattern.wrapping_add(page)),
+    ))
 }
 
 /// Retries until `check` holds or patience ends.
 pub(crate) fn eventually(what: &str, check: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + forkd_vmm::client::PATIENCE;
     while !check() {
-        assert!(std::time::Instant::now() < deadline, "never happened: {what}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "never happened: {what}"
+        );
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

@@ -8,7 +8,9 @@ use crate::support::{World, eventually, filled, load};
 
 #[test]
 fn a_forbidden_system_call_kills_only_its_sandbox() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let (mut one, mut other) = (template.fork_one().unwrap(), template.fork_one().unwrap());
     one.command(FORBIDDEN, [0; 3]).unwrap();
@@ -20,11 +22,15 @@ fn a_forbidden_system_call_kills_only_its_sandbox() {
 
 #[test]
 fn a_template_killed_while_forking_leaves_whole_children_or_none() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, files) = world.template();
     let mut survivors = template.fork(3, false).unwrap();
     // The request is on its way when the template dies.
-    let pairs: Vec<_> = (0..40).map(|_| forkd_vmm::control::Channel::pair().unwrap()).collect();
+    let pairs: Vec<_> = (0..40)
+        .map(|_| forkd_vmm::control::Channel::pair().unwrap())
+        .collect();
     let child = |number| forkd_wire::vmm::Child {
         id: format!("child-{number}"),
         user: None,
@@ -76,7 +82,9 @@ fn reap_strays() {
 
 #[test]
 fn a_sandbox_killed_while_branching_takes_nothing_with_it() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     for delay_us in [0, 300, 900, 2000] {
         let mut sandbox = template.fork_one().unwrap();
@@ -105,7 +113,13 @@ struct SmallDisk(std::path::PathBuf);
 impl SmallDisk {
     fn mount(path: std::path::PathBuf) -> Option<SmallDisk> {
         use rustix::mount::{MountFlags, mount};
-        match mount("small", &path, "tmpfs", MountFlags::empty(), Some(c"size=256k")) {
+        match mount(
+            "small",
+            &path,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"size=256k"),
+        ) {
             Ok(()) => Some(SmallDisk(path)),
             Err(error) => {
                 println!("skipped: cannot mount a small disk: {error}");
@@ -123,8 +137,12 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_leaves_the_branch_usable_in_memory() {
-    let Some(mut world) = World::new() else { return };
-    let Some(disk) = SmallDisk::mount(world.directory("small")) else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let Some(disk) = SmallDisk::mount(world.directory("small")) else {
+        return;
+    };
     let (mut template, base) = world.template();
     let mut sandbox = template.fork_one().unwrap();
     sandbox.run(FILL, [1024, 500, 4]).unwrap();
@@ -132,29 +150,41 @@ fn a_full_disk_leaves_the_branch_usable_in_memory() {
     match branch.template.write(&Request::Write, &disk.0) {
         Err(Error::Refused(failure)) => {
             assert_eq!(failure.errno, libc::ENOSPC as u32);
-            assert!(failure.message.contains("stays usable"), "{}", failure.message);
+            assert!(
+                failure.message.contains("stays usable"),
+                "{}",
+                failure.message
+            );
         }
         other => panic!("{other:?}"),
     }
     let status = |process: &mut Process| match process.ask(&Request::Status).unwrap() {
-        Reply::Status { state, write_error, .. } => (state, write_error),
+        Reply::Status {
+            state, write_error, ..
+        } => (state, write_error),
         other => panic!("{other:?}"),
     };
     let cell = std::cell::RefCell::new(branch.template);
-    eventually("the failure is known", || status(&mut cell.borrow_mut()).0 == State::Memory);
+    eventually("the failure is known", || {
+        status(&mut cell.borrow_mut()).0 == State::Memory
+    });
     let mut template = cell.into_inner();
     assert!(status(&mut template).1.contains("No space left"));
     let mut child = template.fork_one().unwrap();
     assert_eq!(child.run(SUM, [1024, 500, 0]).unwrap(), filled(4, 500));
     // With space it works at the second attempt.
-    let (files, _) = template.write(&Request::Write, &world.directory("large")).unwrap();
+    let (files, _) = template
+        .write(&Request::Write, &world.directory("large"))
+        .unwrap();
     let mut loaded = load("large", &[base, files]).fork_one().unwrap();
     assert_eq!(loaded.run(SUM, [1024, 500, 0]).unwrap(), filled(4, 500));
 }
 
 #[test]
 fn a_controller_that_goes_away_ends_its_processes() {
-    let Some(mut world) = World::new() else { return };
+    let Some(mut world) = World::new() else {
+        return;
+    };
     let (mut template, _) = world.template();
     let child = template.fork_one().unwrap();
     let pid = child.pid();

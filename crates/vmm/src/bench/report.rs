@@ -1,0 +1,259 @@
+//! The result, for machines and for people.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::Options;
+use super::figures::{Figures, quantile};
+
+/// Three decimals: more is noise.
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn median(samples: &[f64]) -> f64 {
+    round(quantile(samples, 0.5))
+}
+
+fn spread(samples: &[f64]) -> Value {
+    json!({
+        "min": round(quantile(samples, 0.0)),
+        "p50": median(samples),
+        "p99": round(quantile(samples, 0.99)),
+        "max": round(quantile(samples, 1.0)),
+        "samples": samples.len(),
+    })
+}
+
+/// A figure with its target: name, value, limit. The first four limits are multiples of the floor.
+struct Target {
+    name: String,
+    value: f64,
+    at_most: f64,
+    unit: &'static str,
+}
+
+fn ratio(figure: &[f64], floor: &[f64]) -> f64 {
+    let floor = quantile(floor, 0.5);
+    if floor > 0.0 {
+        round(quantile(figure, 0.5) / floor)
+    } else {
+        0.0
+    }
+}
+
+fn targets(figures: &Figures) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let mut add = |name: &str, value: f64, at_most: f64, unit| {
+        targets.push(Target {
+            name: name.to_owned(),
+            value,
+            at_most,
+            unit,
+        });
+    };
+    add(
+        "fork_one_ms",
+        ratio(&figures.fork_one, &figures.floor_one),
+        1.8,
+        "x floor",
+    );
+    add(
+        "fork_100_wall_ms",
+        ratio(&figures.fork_100, &figures.floor_100),
+        1.6,
+        "x floor",
+    );
+    if !figures.fork_1000.is_empty() {
+        add(
+            "fork_1000_wall_ms",
+            ratio(&figures.fork_1000, &figures.floor_1000),
+            1.6,
+            "x floor",
+        );
+    }
+    add(
+        "private_kib_per_child",
+        median(&figures.private_kib),
+        96.0,
+        "KiB",
+    );
+    for (dirty_mib, samples) in &figures.branch_pause {
+        let at_most = match dirty_mib {
+            0..=2 => 1.5,
+            3..=64 => 3.0,
+            _ => 12.0,
+        };
+        add(
+            &format!("branch_pause_ms.{dirty_mib}"),
+            median(samples),
+            at_most,
+            "ms",
+        );
+    }
+    add(
+        "branch_to_running_ms",
+        median(&figures.branch_to_running),
+        4.0,
+        "ms",
+    );
+    add(
+        "layers_8_ratio",
+        ratio(&figures.deep_one, &figures.fork_one),
+        1.1,
+        "x flat",
+    );
+    targets
+}
+
+fn machine() -> Value {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    json!({
+        "cpu": model.map_or("unknown", |(_, model)| model),
+        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "kernel": rustix::system::uname().release().to_string_lossy(),
+        "hardware_virtualization": crate::host::hardware_virtualization(),
+    })
+}
+
+fn compare(options: &Options) -> Option<String> {
+    let engine = options.compare.as_ref()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|directory| directory.join(engine).is_file());
+    Some(if found {
+        format!("skipped: the test guest cannot be loaded into {engine} by this version")
+    } else {
+        format!("skipped: no {engine} on PATH")
+    })
+}
+
+/// One object with the figures under their documented names.
+pub(super) fn json(options: &Options, figures: &Figures) -> Value {
+    let medians = |map: &std::collections::BTreeMap<u32, Vec<f64>>| -> Map<String, Value> {
+        map.iter()
+            .map(|(mib, samples)| (mib.to_string(), json!(median(samples))))
+            .collect()
+    };
+    let optional = |samples: &[f64]| {
+        if samples.is_empty() {
+            Value::Null
+        } else {
+            json!(median(samples))
+        }
+    };
+    let targets = targets(figures);
+    let multiple = |target: &Target| (target.name.clone(), json!(target.value));
+    let of_floor = targets.iter().filter(|target| target.unit == "x floor");
+    let held = |target: &Target| {
+        let held = target.value <= target.at_most;
+        let value = json!({"value": target.value, "at_most": target.at_most, "unit": target.unit, "held": held});
+        (target.name.clone(), value)
+    };
+    let stages: Map<String, Value> = figures
+        .stage_medians()
+        .into_iter()
+        .map(|(name, us)| (name.to_owned(), json!(round(us))))
+        .collect();
+    let branch_stages: Map<String, Value> = figures
+        .branch_stages
+        .iter()
+        .map(|(mib, [quiesce, state, fork])| {
+            let value =
+                json!({"quiesce": median(quiesce), "state": median(state), "fork": median(fork)});
+            (mib.to_string(), value)
+        })
+        .collect();
+    let spreads = json!({
+        "floor_one_ms": spread(&figures.floor_one),
+        "floor_100_wall_ms": spread(&figures.floor_100),
+        "floor_1000_wall_ms": spread(&figures.floor_1000),
+        "fork_100_wall_ms": spread(&figures.fork_100),
+        "fork_1000_wall_ms": spread(&figures.fork_1000),
+        "private_kib_per_child": spread(&figures.private_kib),
+        "branch_to_running_ms": spread(&figures.branch_to_running),
+        "branch_pause_ms": figures.branch_pause.iter()
+            .map(|(mib, samples)| (mib.to_string(), spread(samples))).collect::<Map<_, _>>(),
+    });
+    json!({
+        "memory_mib": options.memory_mib,
+        "rounds": options.rounds,
+        "machine": machine(),
+        "floor_one_ms": median(&figures.floor_one),
+        "floor_100_wall_ms": median(&figures.floor_100),
+        "floor_1000_wall_ms": optional(&figures.floor_1000),
+        "fork_one_ms": spread(&figures.fork_one),
+        "fork_100_wall_ms": median(&figures.fork_100),
+        "fork_1000_wall_ms": optional(&figures.fork_1000),
+        "private_kib_per_child": median(&figures.private_kib),
+        "branch_pause_ms": medians(&figures.branch_pause),
+        "branch_to_running_ms": median(&figures.branch_to_running),
+        "layers_8_ratio": ratio(&figures.deep_one, &figures.fork_one),
+        "multiples_of_floor": of_floor.map(multiple).collect::<Map<_, _>>(),
+        "stages_us": stages,
+        "branch_stages_ms": branch_stages,
+        "spread": spreads,
+        "targets": targets.iter().map(held).collect::<Map<_, _>>(),
+        "compare": compare(options),
+    })
+}
+
+/// A table.
+pub(super) fn text(options: &Options, figures: &Figures) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, samples: &[f64]| {
+        if !samples.is_empty() {
+            let (min, mid, max) = (
+                quantile(samples, 0.0),
+                quantile(samples, 0.5),
+                quantile(samples, 1.0),
+            );
+            _ = writeln!(
+                out,
+                "{name:<28} {mid:>9.3}   ({min:.3} .. {max:.3}, {} samples)",
+                samples.len()
+            );
+        }
+    };
+    line("floor, one (ms)", &figures.floor_one);
+    line("fork, one", &figures.fork_one);
+    line("fork, one, 8 layers deep", &figures.deep_one);
+    line("floor, 100", &figures.floor_100);
+    line("fork, 100", &figures.fork_100);
+    line("floor, 1000", &figures.floor_1000);
+    line("fork, 1000", &figures.fork_1000);
+    line("private memory (KiB)", &figures.private_kib);
+    for (mib, samples) in &figures.branch_pause {
+        line(&format!("branch pause, {mib} MiB dirty"), samples);
+    }
+    line("branch to running", &figures.branch_to_running);
+    _ = writeln!(out, "\none fork, microseconds by stage:");
+    for (name, us) in figures.stage_medians() {
+        _ = writeln!(out, "  {name:<26} {us:>9.1}");
+    }
+    _ = writeln!(out, "\ntargets:");
+    for target in targets(figures) {
+        let verdict = if target.value <= target.at_most {
+            "held"
+        } else {
+            "MISSED"
+        };
+        let Target {
+            name,
+            value,
+            at_most,
+            unit,
+        } = target;
+        _ = writeln!(
+            out,
+            "  {name:<26} {value:>9.3} {unit}, at most {at_most}: {verdict}"
+        );
+    }
+    if let Some(compared) = compare(options) {
+        _ = writeln!(out, "\ncomparison: {compared}");
+    }
+    out
+}
