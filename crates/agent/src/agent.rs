@@ -8,8 +8,8 @@ use forkd_wire::agent::connect::Code;
 use forkd_wire::agent::{self as wire, Health, filesystem, process};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::eval::Python;
@@ -19,8 +19,32 @@ use crate::{eval, files, metrics, resume, tunnel};
 
 /// Where programs are looked for when the image says nothing.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The image's environment, one `NAME=value` a line.
-const IMAGE_ENV: &str = "/etc/forkd/env";
+/// What the image says of its programs.
+const IMAGE_DEFAULTS: &str = "/etc/forkd/image.json";
+
+/// What the image says of its programs. All of it is optional, as is the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ImageDefaults {
+    /// `NAME=value`.
+    env: Vec<String>,
+    /// Where programs start that name no directory.
+    pub(crate) workdir: String,
+    /// Who they run as, if they name nobody: a name or number, and perhaps a group after a colon.
+    user: String,
+}
+
+impl ImageDefaults {
+    fn read() -> Self {
+        let text = std::fs::read(IMAGE_DEFAULTS).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// The user programs run as.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.user.split(':').next().filter(|user| !user.is_empty())
+    }
+}
 
 /// Where the agent runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,18 +63,24 @@ pub(crate) struct Agent {
     pub(crate) python: Arc<Python>,
     /// Asked for by a caller: power off.
     pub(crate) shutdown: Notify,
+    pub(crate) image: ImageDefaults,
     env: Mutex<BTreeMap<String, String>>,
 }
 
 impl Agent {
     pub(crate) fn new(place: Place) -> Arc<Self> {
         let processes = Arc::new(Table::default());
+        let image = match place {
+            Place::Guest => ImageDefaults::read(),
+            Place::Host => ImageDefaults::default(),
+        };
         Arc::new(Self {
             place,
             python: Arc::new(Python::new(Arc::clone(&processes))),
             processes,
             shutdown: Notify::new(),
-            env: Mutex::new(first_env(place)),
+            env: Mutex::new(first_env(place, &image)),
+            image,
         })
     }
 
@@ -178,13 +208,12 @@ fn unknown(path: &str) -> Reply {
 }
 
 /// The environment before any fork adds to it.
-fn first_env(place: Place) -> BTreeMap<String, String> {
+fn first_env(place: Place, image: &ImageDefaults) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
     if place == Place::Host {
         env.extend(std::env::vars());
     }
-    let text = std::fs::read_to_string(IMAGE_ENV).unwrap_or_default();
-    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    let pairs = image.env.iter().filter_map(|pair| pair.split_once('='));
     env.extend(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())));
     env
 }

@@ -4,7 +4,7 @@
 //! breaks, the next call makes another. The guest is not trusted: every answer is bounded, and one
 //! that cannot be understood is an error like any other. Every call has a deadline.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,10 +17,10 @@ use forkd_wire::agent::{
 use http::{Method, Request};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
 mod error;
 mod exec;
@@ -77,8 +77,37 @@ struct Shared {
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Body>,
-    /// Moves the bytes; dropped, it takes the connection with it.
-    _driver: AbortOnDropHandle<()>,
+    tasks: Tasks,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.tasks.take().abort_all();
+    }
+}
+
+/// The tasks that move a connection's bytes. They go on until nobody needs them, unless they are ended
+/// here: the connection must be gone before its VM is frozen.
+#[derive(Debug, Clone, Default)]
+struct Tasks(Arc<std::sync::Mutex<JoinSet<()>>>);
+
+impl Tasks {
+    fn take(&self) -> JoinSet<()> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while set.try_join_next().is_some() {}
+        set.spawn(async move {
+            future.await;
+        });
+    }
 }
 
 impl Client {
@@ -148,7 +177,11 @@ impl Client {
     /// Ends the connection; calls under way fail. Processes in the guest go on: it takes a lost
     /// connection for that, and not for a wish to end them. The next call connects again.
     pub async fn disconnect(&self) {
-        *self.shared.connection.lock().await = None;
+        let ended = self.shared.connection.lock().await.take();
+        if let Some(connection) = ended {
+            let mut tasks = connection.tasks.take();
+            tasks.shutdown().await;
+        }
     }
 
     /// A unary call in Connect JSON.
@@ -177,7 +210,8 @@ impl Client {
         }
         *connection = None;
         let stream = self.shared.dial.dial().await.map_err(Error::Dial)?;
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+        let tasks = Tasks::default();
+        let (sender, driver) = http2::Builder::new(tasks.clone())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADERS)
@@ -187,15 +221,14 @@ impl Client {
                 what: "connect",
                 source: Some(source),
             })?;
-        let driver = tokio::spawn(async move {
+        hyper::rt::Executor::execute(&tasks, async move {
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "the connection to a guest broke");
             }
         });
-        let driver = AbortOnDropHandle::new(driver);
         *connection = Some(Connection {
             sender: sender.clone(),
-            _driver: driver,
+            tasks,
         });
         Ok(sender)
     }

@@ -68,7 +68,7 @@ async fn try_start(
     let request: StartRequest = rpc::read_first(request).await?;
     agent.processes.check_room()?;
     let name = request.user.clone().or_else(|| users::of_request(&headers));
-    let user = users::find(name.as_deref())?;
+    let user = users::find(name.as_deref().or_else(|| agent.image.user()))?;
     let limit = time_limit(&headers, request.timeout_ms)?;
     let kill_on_cancel = request.kill_on_cancel;
     let streams = match request.pty {
@@ -121,6 +121,7 @@ fn begin(
     env.extend(request.process.envs.clone());
     let cwd = match request.process.cwd.as_deref().filter(|cwd| !cwd.is_empty()) {
         Some(cwd) => user.resolve(cwd),
+        None if !agent.image.workdir.is_empty() => user.resolve(&agent.image.workdir),
         None if user.home.is_dir() => user.home.clone(),
         None => "/".into(),
     };

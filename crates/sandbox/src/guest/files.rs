@@ -30,6 +30,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 pub struct FileStream {
     size: Option<u64>,
     body: Incoming,
+    /// Keeps the connection.
+    _client: Client,
 }
 
 impl FileStream {
@@ -102,6 +104,7 @@ impl Client {
             Ok(FileStream {
                 size: body.size_hint().exact(),
                 body,
+                _client: self.clone(),
             })
         })
         .await

@@ -26,6 +26,8 @@ const BUFFER: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Tunnel {
     ours: DuplexStream,
+    /// Keeps the connection.
+    _client: Client,
     _download: AbortOnDropHandle<()>,
 }
 
@@ -50,6 +52,7 @@ impl Client {
         let download = tokio::spawn(download(response.into_body(), incoming));
         Ok(Tunnel {
             ours,
+            _client: self.clone(),
             _download: AbortOnDropHandle::new(download),
         })
     }
