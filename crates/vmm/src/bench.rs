@@ -177,13 +177,11 @@ impl Bench {
             figures.branch(2, &branch);
         }
         for dirty_mib in [64, options.memory_mib - 1] {
-            let mut sandbox = self.flat.fork_one()?;
-            sandbox.run(FILL, [FIRST_PAGE, dirty_mib * PAGES_PER_MIB, 3])?;
             for _ in 0..BRANCHES {
-                // Written again: the branch before shares the pages, so they are copied anew.
+                let mut sandbox = self.flat.fork_one()?;
+                sandbox.run(FILL, [FIRST_PAGE, dirty_mib * PAGES_PER_MIB, 3])?;
                 let branch = sandbox.branch()?;
                 figures.branch(dirty_mib, &branch);
-                drop(branch);
             }
         }
         Ok(())

@@ -98,7 +98,8 @@ impl Channel {
     }
 
     fn receive_with(&self, flags: RecvFlags) -> Result<Option<Packet>, Error> {
-        let mut bytes = vec![0; PACKET_MAX];
+        // Sized by the packet: a sandbox that idles should not hold pages for the largest one.
+        let mut bytes = vec![0; self.next_length()?];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
@@ -129,6 +130,19 @@ impl Channel {
         }
         bytes.truncate(received.bytes);
         Ok(Some(Packet { bytes, fds }))
+    }
+
+    /// Bytes of the packet at the front of the queue, at most what is allowed.
+    fn next_length(&self) -> Result<usize, Error> {
+        let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+        loop {
+            match rustix::net::recv(&self.fd, &mut [0u8; 1][..], flags) {
+                Ok((_, length)) => return Ok(length.clamp(1, PACKET_MAX)),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => return Ok(1),
+                Err(e) => return Err(Error::Receive(e.into())),
+            }
+        }
     }
 
     /// Sends a request with its descriptors.

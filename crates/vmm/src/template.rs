@@ -66,6 +66,9 @@ impl Template {
                 Heard::Request(seq, request, fds) => {
                     let at = Instant::now();
                     if let Some(role) = self.handle(seq, request, fds, at) {
+                        // Freeing what the template holds would only copy pages it shares with its
+                        // forks: everything that must be closed has been.
+                        std::mem::forget(self);
                         return role;
                     }
                 }
@@ -169,12 +172,15 @@ impl Template {
         let mut fds = fds.into_iter();
         let mut results = Vec::with_capacity(children.len());
         let mut pidfds = Vec::with_capacity(children.len());
-        for child in children {
+        let mut children = children.into_iter();
+        while let Some(child) = children.next() {
             let given = Given::take(child.fds, &mut fds);
             match fork_child(&child, &given) {
                 Ok(Forked::Child) => {
                     // Nothing of the siblings and of the template may stay open here.
-                    drop((fds, pidfds));
+                    fds.by_ref().for_each(drop);
+                    pidfds.drain(..).for_each(drop);
+                    std::mem::forget((children, results));
                     return Some(self.become_sandbox(child, given, at));
                 }
                 Ok(Forked::Parent { pid, pidfd }) => {

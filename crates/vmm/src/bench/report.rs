@@ -234,6 +234,17 @@ pub(super) fn text(options: &Options, figures: &Figures) -> String {
     for (name, us) in figures.stage_medians() {
         _ = writeln!(out, "  {name:<26} {us:>9.1}");
     }
+    _ = writeln!(
+        out,
+        "\nbranch pause, milliseconds by stage (quiesce, state, fork):"
+    );
+    for (mib, [quiesce, state, fork]) in &figures.branch_stages {
+        let [quiesce, state, fork] = [quiesce, state, fork].map(|samples| median(samples));
+        _ = writeln!(
+            out,
+            "  {mib:>4} MiB dirty             {quiesce:>9.3} {state:>9.3} {fork:>9.3}"
+        );
+    }
     _ = writeln!(out, "\ntargets:");
     for target in targets(figures) {
         let verdict = if target.value <= target.at_most {

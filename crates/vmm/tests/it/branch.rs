@@ -101,7 +101,9 @@ fn a_branch_sheds_the_vm_of_its_sandbox() {
     };
     let (mut template, _) = world.template();
     let mut sandbox = template.fork_one().unwrap();
-    let branch = sandbox.branch().unwrap();
+    let mut branch = sandbox.branch().unwrap();
+    // It says that it is ready once it has shed everything.
+    branch.template.next().unwrap();
     let entries = std::fs::read_dir(format!("/proc/{}/fd", branch.template.pid())).unwrap();
     for entry in entries {
         let Ok(target) = std::fs::read_link(entry.unwrap().path()) else {
