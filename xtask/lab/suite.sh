@@ -8,16 +8,15 @@ bad=0
 for program in /lab/tests/*; do
     [ -x "$program" ] || continue
     name=${program##*/}
-    "$program" --test-threads=1 --show-output $filter > /tmp/$name.log 2>&1
-    code=$?
-    sed -n "s/^test \(.*\) \.\.\. ok\$/PASS $name \1/p; s/^test \(.*\) \.\.\. FAILED\$/FAIL $name \1/p" \
-        /tmp/$name.log
-    if [ $code -ne 0 ]; then
-        bad=1
-        cat /tmp/$name.log
-    else
-        grep '^figure ' /tmp/$name.log
-    fi
-    cp /tmp/$name.log /out/
+    log=/out/$name.log
+    { "$program" --test-threads=1 --nocapture $filter 2>&1; echo $? > /tmp/code; } | tee "$log"
+    [ "$(cat /tmp/code)" = 0 ] || bad=1
+    # What a test prints stands between its name and its result.
+    awk -v program="$name" '
+        /^test .+ \.\.\. / { test = $2 }
+        /(^| )(ok|FAILED)$/ && test != "" {
+            print ($NF == "ok" ? "PASS" : "FAIL"), program, test
+            test = ""
+        }' "$log"
 done
 exit $bad

@@ -95,6 +95,11 @@ pub enum Error {
     Acpi(#[from] acpi::Error),
 }
 
+/// What a kernel must be told of this machine, before the caller's own arguments: a machine with
+/// reduced ACPI hardware is restarted through its ACPI register (Linux would try EFI and then a BIOS,
+/// and hang), and there is no PCI to probe.
+pub const MACHINE_ARGUMENTS: &str = "reboot=a pci=off";
+
 const MIB: u64 = 1 << 20;
 /// Loader type "none of the registered ones".
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -114,7 +119,8 @@ pub fn load(
     source: Source<'_>,
     machine: &acpi::Machine,
 ) -> Result<Entry, Error> {
-    let command_line = source.command_line.as_bytes();
+    let command_line = format!("{MACHINE_ARGUMENTS} {}", source.command_line);
+    let command_line = command_line.as_bytes();
     if command_line.len() >= layout::COMMAND_LINE_MAX || command_line.contains(&0) {
         let max = layout::COMMAND_LINE_MAX - 1;
         return Err(Error::CommandLine {

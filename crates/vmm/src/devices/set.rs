@@ -492,3 +492,6 @@ fn put_on(
     bus.insert(range, shared)
         .map_err(|source| Error::Place { device, source })
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,18 +20,36 @@ fn stock_kernel_reaches_user_space() {
     assert!(text.contains("lab: device 0x0002"), "no disk:\n{text}");
     assert!(text.contains("lab: device 0x0013"), "no sockets:\n{text}");
     assert!(text.contains("lab: device 0x0004"), "no entropy:\n{text}");
-    assert!(text.contains("lab: acpi VMGENCTR"), "no generation identifier:\n{text}");
+    assert!(
+        text.contains("lab: acpi VMGENCTR"),
+        "no generation identifier:\n{text}"
+    );
     println!("{text}");
 }
 
 #[test]
 fn two_cpus_come_up_and_a_restart_is_reported() {
     let Some(_) = lab() else { return };
-    let spec = Spec { cpus: 2, memory_mib: 512, ..Spec::new("reboot") };
+    let spec = Spec {
+        cpus: 2,
+        memory_mib: 512,
+        ..Spec::new("reboot")
+    };
     let mut guest = Guest::boot(&spec, None);
     let userspace = guest.wait("userspace");
-    println!("figure boot_two_cpus_to_userspace_ms {}", guest.elapsed_ms());
+    println!(
+        "figure boot_two_cpus_to_userspace_ms {}",
+        guest.elapsed_ms()
+    );
     assert!(userspace.ends_with("cpus 2"), "{userspace}");
+    guest.wait("bye");
+    assert_eq!(guest.ended(), Exit::Reset);
+}
+
+#[test]
+fn one_cpu_restarts() {
+    let Some(_) = lab() else { return };
+    let mut guest = Guest::boot(&Spec::new("reboot"), None);
     guest.wait("bye");
     assert_eq!(guest.ended(), Exit::Reset);
 }
@@ -40,7 +58,10 @@ fn two_cpus_come_up_and_a_restart_is_reported() {
 fn memory_above_the_device_hole_is_found() {
     let Some(_) = lab() else { return };
     // Nothing of it is touched but what the kernel needs for its own tables.
-    let spec = Spec { memory_mib: 4096, ..Spec::new("memory,poweroff") };
+    let spec = Spec {
+        memory_mib: 4096,
+        ..Spec::new("memory,poweroff")
+    };
     let mut guest = Guest::boot(&spec, None);
     let kib: u64 = guest.wait("memory").parse().unwrap();
     assert!(kib > 3_800_000, "{kib} KiB");

@@ -9,7 +9,10 @@ const PORT: u32 = 49983;
 
 fn count(guest: &mut Guest) -> u32 {
     let text = guest.printed();
-    let last = text.lines().rev().find_map(|line| line.trim_end().strip_prefix("lab: count "));
+    let last = text
+        .lines()
+        .rev()
+        .find_map(|line| line.trim_end().strip_prefix("lab: count "));
     last.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
@@ -20,7 +23,10 @@ fn wait_for_count(guest: &mut Guest, least: u32) -> u32 {
         if found >= least {
             return found;
         }
-        assert!(std::time::Instant::now() < deadline, "stuck at {found}, wanted {least}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "stuck at {found}, wanted {least}"
+        );
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
@@ -35,7 +41,10 @@ fn round_trip(stream: &mut std::os::unix::net::UnixStream, text: &[u8]) {
 #[test]
 fn copies_go_on_and_have_streams_of_their_own() {
     let Some(_) = lab() else { return };
-    let spec = Spec { cpus: 2, ..Spec::new("root,vsock,count") };
+    let spec = Spec {
+        cpus: 2,
+        ..Spec::new("root,vsock,count")
+    };
     let mut parent = Guest::boot(&spec, None);
     parent.wait("vsock listening");
     wait_for_count(&mut parent, 3);

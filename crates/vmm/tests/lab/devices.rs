@@ -19,7 +19,9 @@ fn md5(path: &str) -> String {
 /// Sends `len` bytes to the echoing guest and checks what comes back.
 fn echo(guest: &Guest, len: usize, seed: u8) {
     let mut stream = guest.dial(PORT).unwrap();
-    let sent: Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+    let sent: Vec<u8> = (0..len)
+        .map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed))
+        .collect();
     let mut writer = stream.try_clone().unwrap();
     let copy = sent.clone();
     let writing = std::thread::spawn(move || {
@@ -29,16 +31,26 @@ fn echo(guest: &Guest, len: usize, seed: u8) {
     let mut received = Vec::new();
     stream.read_to_end(&mut received).unwrap();
     writing.join().unwrap();
-    assert!(received == sent, "{} of {len} bytes came back", received.len());
+    assert!(
+        received == sent,
+        "{} of {len} bytes came back",
+        received.len()
+    );
 }
 
 #[test]
 fn disk_entropy_and_sockets_work() {
     let Some(_) = lab() else { return };
     let scratch = PathBuf::from("/tmp/scratch.img");
-    std::fs::File::create(&scratch).unwrap().set_len(8 << 20).unwrap();
+    std::fs::File::create(&scratch)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
     let words = "root,readonly,write,rng,vsock,dial";
-    let spec = Spec { scratch: Some(scratch), ..Spec::new(words) };
+    let spec = Spec {
+        scratch: Some(scratch),
+        ..Spec::new(words)
+    };
     let mut guest = Guest::boot(&spec, None);
     assert!(guest.wait("root").contains("Debian"));
     println!("figure boot_to_root_ms {}", guest.elapsed_ms());
@@ -74,7 +86,10 @@ fn disk_entropy_and_sockets_work() {
 fn network_reaches_the_host() {
     let Some(_) = lab() else { return };
     let tap = crate::tap::Tap::create("forkdlab0");
-    let spec = Spec { tap: true, ..Spec::new("net") };
+    let spec = Spec {
+        tap: true,
+        ..Spec::new("net")
+    };
     let mut guest = Guest::boot(&spec, Some(tap.fd()));
     assert_eq!(guest.wait("mac"), "02:f0:4b:00:00:01");
     assert_eq!(guest.wait("net"), "up");

@@ -41,14 +41,25 @@ pub(crate) struct Spec {
 impl Spec {
     pub(crate) fn new(words: &'static str) -> Self {
         let kernel = PathBuf::from("/lab/guest/vmlinuz");
-        Self { cpus: 1, memory_mib: 256, words, kernel, scratch: None, tap: false }
+        Self {
+            cpus: 1,
+            memory_mib: 256,
+            words,
+            kernel,
+            scratch: None,
+            tap: false,
+        }
     }
 
     fn plan(&self) -> Plan {
         let mut disks = vec![true];
         disks.extend(self.scratch.iter().map(|_| false));
         let mac = self.tap.then_some([0x02, 0xf0, 0x4b, 0, 0, 1]);
-        Plan { disks, mac, cid: Some(3) }
+        Plan {
+            disks,
+            mac,
+            cid: Some(3),
+        }
     }
 }
 
@@ -75,12 +86,22 @@ struct Parts {
 fn parts(spec: &Spec, tap: Option<OwnedFd>) -> Parts {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("console");
-    let console = OpenOptions::new().create_new(true).write(true).open(&path).unwrap();
+    let console = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     let socket = directory.path().join("vsock");
     let listener = UnixListener::bind(&socket).unwrap();
     let mut disks = vec![File::open(DISK).unwrap()];
     if let Some(path) = &spec.scratch {
-        disks.push(OpenOptions::new().read(true).write(true).open(path).unwrap());
+        disks.push(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .unwrap(),
+        );
     }
     let (control, _other) = Channel::pair().unwrap();
     let resources = Resources {
@@ -90,7 +111,12 @@ fn parts(spec: &Spec, tap: Option<OwnedFd>) -> Parts {
         vsock: Some(listener.into()),
         console: Some(console.into()),
     };
-    Parts { console: File::open(path).unwrap(), socket, resources, directory }
+    Parts {
+        console: File::open(path).unwrap(),
+        socket,
+        resources,
+        directory,
+    }
 }
 
 impl Guest {
@@ -110,7 +136,12 @@ impl Guest {
             initramfs: Some(&mut File::open("/lab/guest/initramfs").unwrap()),
             command_line: &command_line,
         };
-        let Parts { console, socket, resources, directory } = parts;
+        let Parts {
+            console,
+            socket,
+            resources,
+            directory,
+        } = parts;
         let machine =
             boot::machine::machine(&host, &memory, source, spec.cpus, spec.plan(), resources)
                 .unwrap();
@@ -125,7 +156,12 @@ impl Guest {
         let memory = Memory::anonymous(spec.memory_mib).unwrap();
         copy_memory(from, &memory);
         let host = self.machine.host().clone();
-        let Parts { console, socket, resources, directory } = parts(spec, tap);
+        let Parts {
+            console,
+            socket,
+            resources,
+            directory,
+        } = parts(spec, tap);
         let mut watch = Stopwatch::from(started);
         let mut stages = Stages::default();
         let machine = Machine::restore(
@@ -153,7 +189,10 @@ impl Guest {
         let (served, stopped) = (machine.clone(), stop.clone());
         let serving = std::thread::spawn(move || {
             let set = served.devices().set().unwrap();
-            let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            let tick = Timespec {
+                tv_sec: 0,
+                tv_nsec: 20_000_000,
+            };
             while !stopped.load(Ordering::Relaxed) {
                 let fd = set.as_fd();
                 let mut fds = [PollFd::new(&fd, PollFlags::IN)];
@@ -186,9 +225,17 @@ impl Guest {
     pub(crate) fn wait(&mut self, word: &str) -> String {
         let start = format!("lab: {word}");
         let deadline = Instant::now() + PATIENCE;
+        let mut tell = Instant::now() + PATIENCE / 4;
         loop {
             let text = self.printed();
-            let found = text.lines().find_map(|line| line.trim_end().strip_prefix(&start));
+            if Instant::now() > tell {
+                tell = Instant::now() + PATIENCE / 4;
+                let tail: Vec<&str> = text.lines().rev().take(8).collect();
+                eprintln!("still no `{start}`; the guest's last lines, backwards: {tail:#?}");
+            }
+            let found = text
+                .lines()
+                .find_map(|line| line.trim_end().strip_prefix(&start));
             if let Some(rest) = found {
                 return rest.trim().to_owned();
             }
@@ -208,14 +255,29 @@ impl Guest {
 
     /// Waits for the end and says how it came.
     pub(crate) fn ended(&self) -> Exit {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE / 4;
         loop {
             if let Some((exit, _)) = self.machine.exit().reason() {
                 return exit;
             }
-            assert!(Instant::now() < deadline, "the guest did not end");
+            if Instant::now() > deadline {
+                panic!(
+                    "the guest did not end; its cpus stand at {:x?}",
+                    self.instructions()
+                );
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Where each vCPU is, for failures.
+    fn instructions(&self) -> Vec<(u64, u64)> {
+        self.threads.park();
+        let at = |vcpu: &Arc<vcpu::Vcpu>| {
+            vcpu.with_fd(|fd| fd.get_regs())
+                .map_or((0, 0), |regs| (regs.rip, regs.rflags))
+        };
+        self.threads.vcpus().iter().map(at).collect()
     }
 
     /// Opens a stream to a port of the guest.
@@ -241,12 +303,12 @@ impl Drop for Guest {
         if let Some(serving) = self.serving.take() {
             serving.join().ok();
         }
-        // The threads end with the process; parked they take no time.
-        self.threads.park();
         if std::thread::panicking() {
             let text = self.printed();
             eprintln!("the guest printed:\n{text}");
         }
+        // The threads end with the process; parked they take no time.
+        self.threads.park();
     }
 }
 
@@ -255,7 +317,9 @@ fn copy_memory(from: &Memory, to: &Memory) {
     let mut page = vec![0; 1 << 20];
     for (address, _, len) in from.regions() {
         for at in (address..address + len).step_by(page.len()) {
-            from.guest().read_slice(&mut page, GuestAddress(at)).unwrap();
+            from.guest()
+                .read_slice(&mut page, GuestAddress(at))
+                .unwrap();
             if page.iter().any(|byte| *byte != 0) {
                 to.guest().write_slice(&page, GuestAddress(at)).unwrap();
             }

@@ -23,12 +23,25 @@ pub(crate) struct Tap(File);
 
 impl Tap {
     pub(crate) fn create(name: &str) -> Self {
-        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-        let mut request = Request { name: [0; 16], flags: TAP_NO_PI_VNET_HDR, _rest: [0; 22] };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
+        let mut request = Request {
+            name: [0; 16],
+            flags: TAP_NO_PI_VNET_HDR,
+            _rest: [0; 22],
+        };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
         // SAFETY: TUNSETIFF reads and writes one `struct ifreq` of 40 bytes, which `Request` is.
-        unsafe { ioctl::ioctl(file.as_fd(), Updater::<SET_INTERFACE, Request>::new(&mut request)) }
-            .unwrap();
+        unsafe {
+            ioctl::ioctl(
+                file.as_fd(),
+                Updater::<SET_INTERFACE, Request>::new(&mut request),
+            )
+        }
+        .unwrap();
         for words in [
             ["addr", "add", "10.42.0.1/30", "dev", name].as_slice(),
             ["link", "set", name, "up"].as_slice(),
