@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use forkd_wire::link::{Decoder, Encoder, Kind};
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -75,6 +76,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Link<C> {
     /// over: its stream gives nothing any more.
     pub(crate) async fn accept(&self) -> io::Result<Option<LinkStream<C>>> {
         let id = std::future::poll_fn(|cx| lock(&self.inner).poll_next(cx)).await?;
+        // The connection before may have left its word unheard; it is not about this one.
+        let _ = self.superseded.notified().now_or_never();
         Ok(id.map(|id| LinkStream {
             inner: Arc::clone(&self.inner),
             superseded: Arc::clone(&self.superseded),
