@@ -2,11 +2,21 @@
 
 use std::sync::Arc;
 
+use forkd_engine::select::{self, Choice};
 use forkd_engine::{Engine, Error};
 
 use crate::args::EngineName;
 
-/// The engine of this name, checked for being usable here.
+/// The engine of this name.
 pub fn select(name: EngineName) -> Result<Arc<dyn Engine>, Error> {
-    todo!("{name:?}")
+    match name {
+        EngineName::Auto => select::select(Choice::Auto),
+        EngineName::Kvm => select::select(Choice::Kvm),
+        EngineName::Qemu => select::select(Choice::Qemu),
+        EngineName::Firecracker => select::select(Choice::Firecracker),
+        EngineName::Fake => Err(Error::Unsupported {
+            engine: "fake",
+            what: "run here yet",
+        }),
+    }
 }
