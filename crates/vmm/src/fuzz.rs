@@ -24,8 +24,11 @@ use crate::fixture::memory;
 use crate::state::MachineState;
 use crate::virtio::{Device, Transport};
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("queues", queues),
     ("block", block),
     ("net", net),

@@ -126,7 +126,11 @@ fn requests_are_served_and_reset_forgets_them() {
     assert_eq!(driver.used(1).len(), 1);
 
     write(&mut driver.transport, 0x70, 0);
-    assert_eq!(driver.transport.device().resets, 2, "one at the start, one now");
+    assert_eq!(
+        driver.transport.device().resets,
+        2,
+        "one at the start, one now"
+    );
     assert_eq!(
         read(&mut driver.transport, 0x44),
         0,

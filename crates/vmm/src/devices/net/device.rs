@@ -168,8 +168,9 @@ impl Net {
         while let Some(chain) = queues.next(TX) {
             let head = chain.head_index();
             if let (Some(len), Some(tap)) = (gather(chain, queues, &mut frame), &mut self.tap) {
-                // A full or missing interface loses frames, as a wire does.
-                tap.file.write(&frame[..len]).ok();
+                // A full or missing interface loses frames, as a wire does. A frame is one write
+                // and never continued.
+                let _sent = tap.file.write(&frame[..len]).unwrap_or(0);
             }
             queues.push(TX, head, 0);
         }
