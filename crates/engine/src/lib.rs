@@ -19,9 +19,12 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod blocking;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod error;
 pub mod link;
 pub mod qemu;
+pub mod select;
 
 pub use error::Error;
 

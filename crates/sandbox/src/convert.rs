@@ -40,7 +40,9 @@ impl From<StoreError> for Error {
             | StoreError::InUse { .. }
             | StoreError::HasDependents { .. } => ErrorCode::InUse,
             StoreError::Damaged { .. } => ErrorCode::Corrupt,
-            StoreError::NoSpace { .. } | StoreError::Space { .. } => ErrorCode::InsufficientResources,
+            StoreError::NoSpace { .. } | StoreError::Space { .. } => {
+                ErrorCode::InsufficientResources
+            }
             _ => ErrorCode::Internal,
         };
         transparent(code, error)

@@ -1,0 +1,84 @@
+//! Which engine runs here.
+
+use std::sync::Arc;
+
+use forkd_host::facts::Facts;
+
+use crate::qemu::{self, Accel, Qemu};
+use crate::{Engine, Error};
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The best that this host can run.
+    Auto,
+    /// The built-in monitor.
+    Kvm,
+    /// QEMU.
+    Qemu,
+    /// Firecracker.
+    Firecracker,
+}
+
+/// The engine of this choice. Programs are looked for when they are first needed.
+pub fn select(choice: Choice) -> Result<Arc<dyn Engine>, Error> {
+    match choice {
+        Choice::Auto | Choice::Qemu => {
+            Ok(Arc::new(Qemu::new(qemu::PROGRAM, accel(&Facts::collect()))))
+        }
+        Choice::Kvm => Err(unavailable("forkd-vmm")),
+        Choice::Firecracker => Err(unavailable("firecracker")),
+    }
+}
+
+/// A KVM without vmx or svm behind it interprets a stock kernel instruction by instruction, slower than QEMU's
+/// own translation does.
+fn accel(facts: &Facts) -> Accel {
+    if facts.kvm.is_usable() && facts.cpu.virtualization.is_some() {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    }
+}
+
+fn unavailable(program: &str) -> Error {
+    Error::Program {
+        program: program.to_owned(),
+        problem: "this version has no engine for it yet".to_owned(),
+        remedy: "use --engine qemu, which needs no virtualization hardware".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forkd_host::facts::{Device, Virtualization};
+
+    use super::*;
+
+    #[test]
+    fn hardware_is_used_where_cpu_and_device_are_there() {
+        let mut facts = Facts::collect();
+        for (virtualization, kvm, expected) in [
+            (Some(Virtualization::Svm), Device::Usable, Accel::Kvm),
+            (Some(Virtualization::Vmx), Device::Denied, Accel::Tcg),
+            (None, Device::Usable, Accel::Tcg),
+            (None, Device::Absent, Accel::Tcg),
+        ] {
+            facts.cpu.virtualization = virtualization;
+            facts.kvm = kvm;
+            assert_eq!(accel(&facts), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_names_what_is() {
+        for choice in [Choice::Kvm, Choice::Firecracker] {
+            assert!(
+                select(choice)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("--engine qemu")
+            );
+        }
+    }
+}
