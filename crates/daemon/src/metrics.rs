@@ -226,16 +226,6 @@ impl Metrics {
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
     }
-
-    /// The names of all families that have been touched, for the test that finds idle ones.
-    #[cfg(test)]
-    pub(crate) fn touched(&self) -> Vec<String> {
-        self.registry
-            .gather()
-            .iter()
-            .map(|family| family.name().to_owned())
-            .collect()
-    }
 }
 
 fn int(count: usize) -> i64 {

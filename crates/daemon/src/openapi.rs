@@ -23,7 +23,12 @@ pub fn document() -> Document {
     let (_, routes) = crate::http::router::routes().split_for_parts();
     let mut document = Base::openapi().merge_from(routes);
     for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        let operations = [
+            &mut item.get,
+            &mut item.post,
+            &mut item.put,
+            &mut item.delete,
+        ];
         operations.into_iter().flatten().for_each(name_by_resource);
     }
     let token = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));

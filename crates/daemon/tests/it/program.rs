@@ -1,0 +1,1 @@
+//! The daemon as a program, on a loopback port.
