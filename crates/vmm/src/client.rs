@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use forkd_wire::vmm::{Child, FORK_MAX, Failure, FdSet, Reply, Request, Stages};
+use forkd_wire::vmm::{Child, Failure, FdSet, Reply, Request, Stages};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -19,6 +19,9 @@ use crate::control::{self, Channel};
 
 /// Held while a child's descriptor is open to every child: others started meanwhile must not get it.
 static STARTING: Mutex<()> = Mutex::new(());
+
+/// Children in one request: what a template allocates for a larger one ends up copied in each child.
+const BATCH: usize = 12;
 
 /// How long to wait for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -222,6 +225,7 @@ impl Process {
     }
 
     /// The next thing it says.
+    #[expect(clippy::should_implement_trait, reason = "it fails, and waits")]
     pub fn next(&mut self) -> Result<(u32, Reply, Vec<OwnedFd>), Error> {
         let deadline = Timespec {
             tv_sec: PATIENCE.as_secs() as i64,
@@ -315,8 +319,8 @@ impl Process {
         let mut sandboxes = Vec::with_capacity(count);
         let mut channels = Vec::with_capacity(count);
         let mut batches = Vec::new();
-        for first in (0..count).step_by(FORK_MAX) {
-            let size = (count - first).min(FORK_MAX);
+        for first in (0..count).step_by(BATCH) {
+            let size = (count - first).min(BATCH);
             let pairs: io::Result<Vec<_>> = (0..size).map(|_| Channel::pair()).collect();
             let pairs = pairs.map_err(|source| Error::System {
                 step: "make a socket pair",

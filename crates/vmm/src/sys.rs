@@ -69,11 +69,14 @@ pub fn fork(kin: Kin, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
             }
             Ok(Forked::Child)
         }
-        // SAFETY: the kernel has just stored a new descriptor there that nobody else owns.
-        pid => Ok(Forked::Parent {
-            pid: pid as u32,
-            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-        }),
+        pid => {
+            // SAFETY: the kernel has just stored a new descriptor there that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent {
+                pid: pid as u32,
+                pidfd,
+            })
+        }
     }
 }
 

@@ -552,7 +552,7 @@ fn decode_state(value: u8) -> Result<State, Error> {
     use State::{Memory, Paused, Ready, Running, Writing};
     let known = [Ready, Writing, Memory, Running, Paused];
     let found = known.into_iter().find(|state| *state as u8 == value);
-    found.ok_or(Error::Value {
+    found.ok_or_else(|| Error::Value {
         field: "state",
         value: u64::from(value),
     })
@@ -562,7 +562,7 @@ fn decode_exit(value: u8) -> Result<Exit, Error> {
     use Exit::{Crash, Internal, PowerOff, Reset, Stopped};
     let known = [PowerOff, Reset, Crash, Internal, Stopped];
     let found = known.into_iter().find(|exit| *exit as u8 == value);
-    found.ok_or(Error::Value {
+    found.ok_or_else(|| Error::Value {
         field: "exit",
         value: u64::from(value),
     })

@@ -5,6 +5,7 @@
 mod support;
 
 mod branch;
+mod confine;
 mod fork;
 mod input;
 mod trouble;
