@@ -193,11 +193,3 @@ pub async fn check(world: &World) {
     ];
     let _ = began;
 }
-impl World {
-    pub async fn scratch_template(&self, f: &Frozen) -> Arc<dyn Template> {
-        self.template(f.files.clone()).await.unwrap()
-    }
-    pub async fn scratch_fork(&self, t: &Arc<dyn Template>) -> Arc<dyn Vm> {
-        self.fork_one(t).await
-    }
-}

@@ -51,7 +51,8 @@ impl Command {
             Command::Continue => json!({"execute": "cont"}),
             Command::SaveDevices(path) => json!({
                 "execute": "xen-save-devices-state",
-                "arguments": {"filename": path},
+                // Otherwise QEMU lets go of the disks, for whom it believes to take over.
+                "arguments": {"filename": path, "live": false},
             }),
         };
         request["id"] = id.into();
