@@ -36,5 +36,5 @@ pub use http::error::ApiError;
 pub use http::router::router;
 pub use paths::{NodePaths, PathArgs};
 pub use run::run_serve;
-pub use serve::{Error, open_node, serve};
+pub use serve::{Error, open_node, serve, serve_with};
 pub use state::Options;

@@ -94,6 +94,12 @@ pub async fn open_node(
 
 /// Runs the daemon until a signal ends it.
 pub async fn serve(config: Config) -> Result<(), Error> {
+    let engine = engine::select(config.engine).map_err(Error::Engine)?;
+    serve_with(config, engine).await
+}
+
+/// Runs the daemon over this engine until a signal ends it.
+pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), Error> {
     let audit = match &config.audit_log {
         Some(path) => Audit::to_file(path).map_err(Error::Audit)?,
         None => Audit::off(),
@@ -115,7 +121,6 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let addr = listener.local_addr().map_err(bound)?;
     let signals = reload::Signals::new().map_err(Error::Signals)?;
 
-    let engine = engine::select(config.engine).map_err(Error::Engine)?;
     let lifetime = match config.on_exit {
         OnExit::Keep => Lifetime::Survive,
         OnExit::Kill => Lifetime::DieWithParent,

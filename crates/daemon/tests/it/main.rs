@@ -8,5 +8,6 @@ mod observed;
 mod program;
 mod sandboxes;
 mod snapshots;
+mod websocket;
 mod workspaces;
 mod world;
