@@ -1,3 +1,5 @@
+//! Lines, rotation and bounds of the audit log.
+
 use super::*;
 
 fn entry() -> Entry<'static> {

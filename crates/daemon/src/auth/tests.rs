@@ -1,3 +1,5 @@
+//! Token files good and bad, reload, scopes, and that no token shows.
+
 use std::fs;
 
 use http::HeaderValue;

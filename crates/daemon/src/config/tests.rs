@@ -1,3 +1,5 @@
+//! What is refused before anything is touched.
+
 use clap::Parser;
 
 use super::*;

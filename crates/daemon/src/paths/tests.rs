@@ -1,3 +1,5 @@
+//! Where things are without flags, and with one.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Defaults of older clients, and shapes that programs rely on.
+
 use serde_json::json;
 
 use super::exec::{ClientMessage, Exec};

@@ -1,3 +1,5 @@
+//! The record of workspaces: durable, strict, and unchanged by what fails.
+
 use super::*;
 
 fn record(name: &str) -> Record {
