@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forkd_wire::agent::{AGENT_PORT, AGENT_SERIAL_PORT};
 use tokio::net::{TcpListener, UnixListener};
@@ -19,6 +19,12 @@ use crate::{serve, sys};
 const FAREWELL: Duration = Duration::from_millis(50);
 /// Threads for slow file work. Each costs memory in every fork.
 const MAX_BLOCKING_THREADS: usize = 4;
+
+/// How long the ports of a serial device may take to appear.
+const PORT_LIMIT: Duration = Duration::from_secs(5);
+const PORT_STEP: Duration = Duration::from_millis(2);
+const SERIAL_DRIVER: &str = "virtio_console";
+const VSOCK_DRIVER: &str = "vmw_vsock_virtio_transport";
 
 /// What stops the agent from serving.
 #[derive(Debug, thiserror::Error)]
@@ -65,17 +71,32 @@ fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> 
     runtime.block_on(work)
 }
 
+/// The serial port to the host. The kernel learns of a serial device's ports a little after it has
+/// found the device.
+async fn find_port() -> Option<PathBuf> {
+    let started = Instant::now();
+    while port::has_device(SERIAL_DRIVER) && started.elapsed() < PORT_LIMIT {
+        if let Some(path) = port::find(AGENT_SERIAL_PORT) {
+            return Some(path);
+        }
+        tokio::time::sleep(PORT_STEP).await;
+    }
+    None
+}
+
 /// Serves the host over whatever the machine has, until asked to stop.
 pub(crate) fn guest() -> Result<(), Error> {
     block_on(async {
         let agent = Agent::new(Place::Guest);
         let mut tasks = JoinSet::new();
-        if let Some(path) = port::find(AGENT_SERIAL_PORT) {
+        if let Some(path) = find_port().await {
             let port = Port::open(&path).map_err(listen_error(path.to_string_lossy()))?;
             let agent = Arc::clone(&agent);
             tasks.spawn(async move { serve::port(agent, port).await.map_err(Error::Transport) });
         }
-        if let Ok(listener) = sys::listen_vsock(AGENT_PORT) {
+        // The socket could be had without a device too, and nobody would ever call.
+        if port::has_device(VSOCK_DRIVER) {
+            let listener = sys::listen_vsock(AGENT_PORT).map_err(listen_error("vsock"))?;
             let agent = Arc::clone(&agent);
             tasks.spawn(async move {
                 serve::vsock(agent, listener)

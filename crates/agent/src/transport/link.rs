@@ -99,6 +99,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Inner<C> {
         self.spare.clear();
         self.spare_at = 0;
         loop {
+            // What the connection before has left, its end above all. It is sent while we wait.
+            if let Poll::Ready(sent) = self.poll_drain(cx) {
+                sent?;
+            }
             if let Some(id) = self.next.take() {
                 self.current = Some(id);
                 return Poll::Ready(Ok(Some(id)));
@@ -182,6 +186,16 @@ pub(crate) struct LinkStream<C> {
     id: u64,
     encoder: Encoder,
     closing: bool,
+}
+
+impl<C> Drop for LinkStream<C> {
+    /// However a connection ends here, the host must learn of it: the channel itself stays.
+    fn drop(&mut self) {
+        let mut inner = lock(&self.inner);
+        if !self.closing && inner.next.is_none() {
+            self.encoder.close(&mut inner.out);
+        }
+    }
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> AsyncRead for LinkStream<C> {

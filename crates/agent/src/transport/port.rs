@@ -18,6 +18,17 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 const CLASS: &str = "/sys/class/virtio-ports";
 
+/// Drivers that have at least one device.
+const DRIVERS: &str = "/sys/bus/virtio/drivers";
+
+/// Whether a driver of the virtio bus drives any device.
+pub(crate) fn has_device(driver: &str) -> bool {
+    let bound =
+        |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("virtio");
+    std::fs::read_dir(format!("{DRIVERS}/{driver}"))
+        .is_ok_and(|entries| entries.flatten().any(bound))
+}
+
 /// The device of the port of this name, if the machine has one.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let by_name = PathBuf::from("/dev/virtio-ports").join(name);
