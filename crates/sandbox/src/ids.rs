@@ -25,7 +25,8 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
     Ok(bytes)
 }
 
-fn suffix() -> Result<String, Error> {
+/// Random letters and digits.
+pub(crate) fn suffix() -> Result<String, Error> {
     let bytes = random::<SUFFIX_LEN>()?;
     Ok(bytes
         .iter()

@@ -196,10 +196,12 @@ impl StopOnCancel {
         let watched = done.clone();
         tasks.spawn(async move {
             tokio::select! {
+                // Both are true once the caller has its answer and lets go of the request.
+                biased;
+                () = watched.cancelled() => {}
                 () = cancelled.cancelled() => {
                     children.iter().for_each(|child| child.stop("its caller went away"));
                 }
-                () = watched.cancelled() => {}
             }
         });
         Self(done)

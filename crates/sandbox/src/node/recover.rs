@@ -110,13 +110,27 @@ impl Node {
 
     /// Removes run directories that no live sandbox has, and kills whatever still uses them.
     async fn sweep(&self, recovery: &mut Recovery) -> Result<(), Error> {
-        let live: Vec<String> = recovery.adopted.iter().map(ToString::to_string).collect();
+        let views = self.sandboxes();
+        let live: Vec<(String, u32)> = views
+            .iter()
+            .filter(|view| recovery.adopted.contains(&view.id))
+            .filter_map(|view| Some((view.id.to_string(), view.pid?)))
+            .collect();
         let run_dir = self.inner.config.run_dir.clone();
         let templates = templates_root(&self.inner.store);
         let swept = blocking(move || {
-            let mut swept = sweep_dir(&run_dir, &live)?;
-            // A template of an earlier daemon is of no use to this one.
-            swept.extend(sweep_dir(&templates, &[])?);
+            let names: Vec<&str> = live.iter().map(|(name, _)| name.as_str()).collect();
+            let pids: Vec<u32> = live.iter().map(|(_, pid)| *pid).collect();
+            let mut swept = sweep_dir(&run_dir, |dir| {
+                dir.file_name()
+                    .is_some_and(|name| names.iter().any(|live| name == *live))
+            })?;
+            // A template of an earlier daemon is of no use to this one, but a sandbox may run on its files.
+            swept.extend(sweep_dir(&templates, |dir| {
+                orphans::users(dir, VM_PROGRAMS)
+                    .iter()
+                    .any(|user| pids.contains(&user.pid))
+            })?);
             Ok::<_, Error>(swept)
         })
         .await??;
@@ -177,7 +191,7 @@ fn host_error(text: &str, error: file::Error) -> Error {
     Error::new(ErrorCode::Internal, text).with_source(error)
 }
 
-fn sweep_dir(dir: &Path, live: &[String]) -> Result<Vec<String>, Error> {
+fn sweep_dir(dir: &Path, in_use: impl Fn(&Path) -> bool) -> Result<Vec<String>, Error> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
@@ -186,8 +200,7 @@ fn sweep_dir(dir: &Path, live: &[String]) -> Result<Vec<String>, Error> {
     let mut swept = vec![];
     for entry in entries {
         let entry = entry.map_err(|e| io_error("list", dir, e))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if live.contains(&name) || !entry.path().is_dir() {
+        if !entry.path().is_dir() || in_use(&entry.path()) {
             continue;
         }
         clear_dir(&entry.path())?;

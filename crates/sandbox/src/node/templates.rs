@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use forkd_engine::{
     Engine, LayerFiles, Lifetime, MachineSpec, SnapshotFiles, Template, TemplateSpec,
 };
-use forkd_snapshot::{Manifest, Pin, Store};
+use forkd_snapshot::{Manifest, Pin, SnapshotId, Store};
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::Tag;
 use tokio::sync::OnceCell;
 use tracing::warn;
 
 use super::blocking;
-use crate::Error;
 use crate::actor::chain;
+use crate::{Error, ids};
 
 /// A template and what it keeps from being removed.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ async fn load(
         return Err(Error::new(ErrorCode::Incompatible, text).with_remedy(remedy));
     }
     engine.check_compatibility(&manifest.compatibility).await?;
-    let dir = template_dir(store, manifest.id.as_str());
+    let dir = template_dir(store, &manifest.id)?;
     make_dir(&dir).await?;
     let spec = TemplateSpec {
         id: format!("template-{}", manifest.id),
@@ -148,9 +148,10 @@ async fn load(
     }
 }
 
-/// On the snapshots' file system: an engine may flatten layers into a file as large as RAM here.
-pub(super) fn template_dir(store: &Store, id: &str) -> PathBuf {
-    templates_root(store).join(id)
+/// On the snapshots' file system: an engine may flatten layers into a file as large as RAM here. Never the same
+/// twice: a sandbox of an earlier daemon may run on the files of an earlier template.
+pub(super) fn template_dir(store: &Store, id: &SnapshotId) -> Result<PathBuf, Error> {
+    Ok(templates_root(store).join(format!("{id}-{}", ids::suffix()?)))
 }
 
 pub(super) fn templates_root(store: &Store) -> PathBuf {
