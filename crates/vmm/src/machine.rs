@@ -74,6 +74,8 @@ impl Frozen {
         }
         compat::check(&state, &host.shown)?;
         let vm = kvm::create_vm(&host.kvm)?;
+        // Some registers name guest memory, which must be there to be accepted.
+        kvm::add_memory(&vm, memory)?;
         kvm::add_irqchip(&vm)?;
         state.vm.restore_irqchip(&vm)?;
         let mut defaults = Arc::default();

@@ -11,7 +11,8 @@
 //! the stream ends without an answer. Connections that the guest opens to the host are refused.
 //!
 //! A copy of a machine shares no stream with the original: it starts with none, and its guest is told
-//! that all of its connections are gone (`TRANSPORT_RESET`). Listening sockets in the guest remain.
+//! that all of its connections are gone (`TRANSPORT_RESET`). Listening sockets in the guest remain. It
+//! would end new connections too until it has acted on that, so programs are made to wait until then.
 
 pub mod connection;
 pub mod device;

@@ -1,9 +1,10 @@
 //! The rings of one device, in guest memory.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT as _, QueueT as _};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 /// A request the driver made: a chain of buffers in guest memory.
 pub type Chain = DescriptorChain<Arc<GuestMemoryMmap>>;
@@ -21,6 +22,10 @@ pub struct Queues {
     left: u32,
     broken: bool,
 }
+
+/// Layout of the ring of used requests: its header, and each element.
+const USED_HEADER_LEN: u64 = 4;
+const USED_ELEMENT_LEN: u64 = 8;
 
 /// Most requests served in one turn. A guest that adds requests as fast as they are served must not
 /// keep a thread from being paused.
@@ -118,6 +123,33 @@ impl Queues {
                 self.broken = true;
                 false
             })
+    }
+
+    /// Asks the driver to notify when it adds to `queue`, whatever waits there already. Answers a mark
+    /// of what waits there: another one means that the driver has added something.
+    pub fn listen_beyond(&mut self, queue: usize) -> Option<u16> {
+        let mark = self.mark(queue)?;
+        let ring = self.rings.get(queue)?;
+        if ring.event_idx_enabled() {
+            let at = ring.used_ring() + USED_HEADER_LEN + USED_ELEMENT_LEN * u64::from(ring.size());
+            let stored = self
+                .memory
+                .store(mark.to_le(), GuestAddress(at), Ordering::SeqCst);
+            self.broken |= stored.is_err();
+        }
+        // The driver may have added something before it could know.
+        self.mark(queue)
+    }
+
+    /// A mark of what waits in `queue`, see [`Queues::listen_beyond`].
+    pub fn mark(&mut self, queue: usize) -> Option<u16> {
+        let ring = self
+            .rings
+            .get(queue)
+            .filter(|ring| ring.ready() && !self.broken)?;
+        ring.avail_idx(self.memory.as_ref(), Ordering::SeqCst)
+            .ok()
+            .map(|index| index.0)
     }
 
     /// Whether the driver made a ring unusable.

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use forkd_wire::vmm::{Exit, Stages};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long anything may take in the emulated node.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The node's own root, a good disk for guests too.
 const DISK: &str = "/dev/vda";
 
@@ -282,18 +282,23 @@ impl Guest {
 
     /// Opens a stream to a port of the guest.
     pub(crate) fn dial(&self, port: u32) -> std::io::Result<UnixStream> {
-        use std::io::{BufRead as _, BufReader, Write as _};
-        let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        writeln!(stream, "CONNECT {port}")?;
-        // Byte by byte: what follows the answer belongs to the stream.
-        let mut answer = String::new();
-        BufReader::with_capacity(1, &stream).read_line(&mut answer)?;
-        if answer.starts_with("OK ") {
-            Ok(stream)
-        } else {
-            Err(std::io::Error::other(format!("refused: {answer:?}")))
-        }
+        dial(&self.socket, port)
+    }
+}
+
+/// Opens a stream to a port of the guest behind `socket`.
+pub(crate) fn dial(socket: &Path, port: u32) -> std::io::Result<UnixStream> {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    writeln!(stream, "CONNECT {port}")?;
+    // Byte by byte: what follows the answer belongs to the stream.
+    let mut answer = String::new();
+    BufReader::with_capacity(1, &stream).read_line(&mut answer)?;
+    if answer.starts_with("OK ") {
+        Ok(stream)
+    } else {
+        Err(std::io::Error::other(format!("refused: {answer:?}")))
     }
 }
 

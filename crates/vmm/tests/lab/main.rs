@@ -13,4 +13,5 @@ mod copy;
 mod devices;
 mod guest;
 mod node;
+mod process;
 mod tap;

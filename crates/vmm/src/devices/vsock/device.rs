@@ -43,6 +43,18 @@ impl Listener {
     }
 }
 
+/// How far a copy's guest has got with the news that its connections are gone. It ends every
+/// connection it has when it hears of it, new ones included, so none is made before it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reset {
+    /// It has to be told.
+    Due,
+    /// It was told, when its event queue bore this mark; it puts a buffer back when it has acted.
+    Told(u16),
+    /// It knows, or there is nothing to know.
+    Done,
+}
+
 /// The device.
 #[derive(Debug)]
 pub struct Vsock {
@@ -55,8 +67,7 @@ pub struct Vsock {
     answers: VecDeque<Packet>,
     /// Requests wait in the queue because there were too many answers.
     held: bool,
-    /// The guest has not been told yet that its connections are gone.
-    pub(super) reset_due: bool,
+    pub(super) reset: Reset,
     data: Vec<u8>,
 }
 
@@ -71,7 +82,7 @@ impl Vsock {
             next_port: FIRST_PORT,
             answers: VecDeque::new(),
             held: false,
-            reset_due: false,
+            reset: Reset::Done,
             data: Vec::new(),
         }
     }
@@ -82,6 +93,10 @@ impl Vsock {
     }
 
     fn accept(&mut self) {
+        if self.reset != Reset::Done {
+            // Programs wait in the socket's backlog.
+            return;
+        }
         while let Some(listener) = &self.listener {
             match listener.socket.accept() {
                 Ok((stream, _)) => self.adopt(stream),
@@ -232,21 +247,36 @@ impl Vsock {
         None
     }
 
-    /// Tells the guest that its connections are gone.
+    /// Tells the guest that its connections are gone, and goes on once it has acted on it.
     fn announce(&mut self, queues: &mut Queues) {
-        if !self.reset_due {
+        if self.reset == Reset::Due {
+            self.tell(queues);
+        }
+        if let Reset::Told(mark) = self.reset
+            && queues.mark(EVENT).is_some_and(|now| now != mark)
+        {
+            self.reset = Reset::Done;
+            self.accept();
+            self.send(queues);
+        }
+    }
+
+    fn tell(&mut self, queues: &mut Queues) {
+        let Some(chain) = queues.next(EVENT) else {
             return;
+        };
+        // Before it can act: nothing it adds in answer goes unnoticed.
+        let mark = queues.listen_beyond(EVENT);
+        let head = chain.head_index();
+        let written = chain
+            .writer(queues.memory().as_ref())
+            .ok()
+            .and_then(|mut buffer| buffer.write_all(&TRANSPORT_RESET.to_le_bytes()).ok())
+            .map_or(0, |()| 4);
+        if let (4, Some(mark)) = (written, mark) {
+            self.reset = Reset::Told(mark);
         }
-        if let Some(chain) = queues.next(EVENT) {
-            let head = chain.head_index();
-            let written = chain
-                .writer(queues.memory().as_ref())
-                .ok()
-                .and_then(|mut buffer| buffer.write_all(&TRANSPORT_RESET.to_le_bytes()).ok())
-                .map_or(0, |()| 4);
-            self.reset_due = written == 0;
-            queues.push(EVENT, head, written);
-        }
+        queues.push(EVENT, head, written);
     }
 }
 
@@ -290,7 +320,7 @@ impl Device for Vsock {
         }
         self.answers.clear();
         self.held = false;
-        self.reset_due = false;
+        self.reset = Reset::Done;
     }
 
     fn config(&self) -> Vec<u8> {

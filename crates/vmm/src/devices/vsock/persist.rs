@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::Vsock;
-use super::device::{FIRST_PORT, Listener};
+use super::device::{FIRST_PORT, Listener, Reset};
 use crate::bus::IrqLine;
 use crate::virtio::persist::TransportState;
 use crate::virtio::{Error, Transport};
@@ -32,7 +32,7 @@ impl Transport<Vsock> {
     }
 
     /// The device of a copy, listening elsewhere. Its guest is told that its connections are gone as
-    /// soon as the machine runs ([`Transport::resume`]).
+    /// soon as the machine runs ([`Transport::resume`]), and programs are served once it has heard.
     pub fn restore(
         state: &VsockState,
         listener: Option<Listener>,
@@ -41,9 +41,13 @@ impl Transport<Vsock> {
     ) -> Result<Self, Error> {
         let mut device = Vsock::new(state.cid, listener);
         device.next_port = state.next_port.max(FIRST_PORT);
-        device.reset_due = true;
+        device.reset = Reset::Due;
         let mut transport = Transport::new(device, memory, irq);
         transport.restore_transport(&state.transport)?;
+        if !transport.is_active() {
+            // A guest that has not started the device has no connections to lose.
+            transport.device_mut().reset = Reset::Done;
+        }
         Ok(transport)
     }
 }

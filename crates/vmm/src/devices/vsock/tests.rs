@@ -341,12 +341,20 @@ fn a_copy_tells_its_guest_that_streams_are_gone() {
     assert_eq!(world.driver.used(EVENT), [(0, 4)]);
     assert_eq!(world.driver.read(event[0], 4), [0; 4]);
     assert!(irq.count() > 0);
+    // Who connects before the guest has acted on it waits: the guest would end that stream too.
+    let early = std::mem::replace(&mut world.path, path);
+    let mut waiting = world.client(49983);
+    assert!(world.seen().is_empty());
+    world.driver.send(EVENT, &[Part::Writable(4)]);
+    let seen = world.seen();
+    assert_eq!((seen[0].op, seen[0].host_port), (REQUEST, port + 1));
+    assert!(!is_over(&mut waiting));
+    drop(early);
     // The old stream is unknown to the copy, a new one has a port of its own.
     world.send(port, DATA, 0, b"x");
     assert_eq!(world.seen()[0].op, RESET);
-    world.path = path;
     let (_, new_port) = world.connected();
-    assert_eq!(new_port, port + 1);
+    assert_eq!(new_port, port + 2);
     // And the original's is whole.
     assert!(
         stream
