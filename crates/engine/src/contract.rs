@@ -3,6 +3,12 @@
 //!
 //! Guests are real, or behave as if: what is asked of them goes through their agent.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a suite of tests, though other crates may run it"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

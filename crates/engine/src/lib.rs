@@ -22,6 +22,7 @@ mod blocking;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod error;
+pub mod fake;
 pub mod link;
 pub mod qemu;
 pub mod select;
