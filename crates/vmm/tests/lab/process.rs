@@ -157,9 +157,10 @@ impl Fork {
         assert!(reply.contains("Running"), "{reply}");
         let running = self.asked.elapsed().as_millis();
         let mut stream = self.ends.stream();
+        let connected = self.asked.elapsed().as_millis();
         round_trip(&mut stream, what.as_bytes());
         println!(
-            "figure {what}_running_ms {running}\nfigure {what}_answered_ms {}",
+            "figure {what}_running_ms {running}\nfigure {what}_connected_ms {connected}\nfigure {what}_answered_ms {}",
             self.asked.elapsed().as_millis()
         );
         self.ends.wait("lab: count");
