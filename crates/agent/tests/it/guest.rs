@@ -4,26 +4,25 @@
 //! `/init`) and `rootfs`. Prints how long things took.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forkd_sandbox::guest::{Client, Dial, Event, ExecRequest};
+use forkd_engine::qemu::{Accel, Qemu};
+use forkd_engine::{
+    BootSpec, Engine, Exit, ForkSpec, Lifetime, MachineSpec, SaveMemory, SaveSpec, SnapshotFiles,
+    TemplateSpec, Vm,
+};
+use forkd_sandbox::guest::{Client, Event, ExecRequest};
 use forkd_wire::agent::{EvalRequest, ResumeRequest};
 
-use crate::world::{PATIENCE, SocketDial};
+use crate::world::PATIENCE;
 
 struct Guest {
-    qemu: Child,
+    vm: Arc<dyn Vm>,
     client: Client,
+    machine: MachineSpec,
+    engine: Qemu,
     dir: tempfile::TempDir,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
 }
 
 fn files() -> Option<PathBuf> {
@@ -34,57 +33,33 @@ fn files() -> Option<PathBuf> {
     found
 }
 
-fn boot(files: &Path, extra_cmdline: &str, disk: bool) -> Guest {
+async fn boot(files: &Path, cmdline: &str) -> Guest {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("agent.sock");
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args("-nodefaults -no-user-config -no-reboot -display none -vga none".split(' '));
-    qemu.args(["-machine", "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,pcie=off,usb=off,auto-kernel-cmdline=off"]);
-    qemu.args("-accel tcg,thread=multi,tb-size=32 -cpu max -smp 1 -m 512M".split(' '));
-    qemu.args(["-global", "virtio-mmio.force-legacy=off"]);
-    qemu.args([
-        "-serial",
-        &format!("file:{}", dir.path().join("console").display()),
-    ]);
-    qemu.args([
-        "-chardev",
-        &format!("socket,id=a,path={},server=on,wait=off", socket.display()),
-    ]);
-    qemu.args(
-        "-device virtio-serial-device -device virtserialport,chardev=a,name=forkd.agent".split(' '),
-    );
-    if disk {
-        let root = files.join("rootfs");
-        qemu.args([
-            "-drive",
-            &format!(
-                "if=none,id=r,format=raw,readonly=on,file={}",
-                root.display()
-            ),
-        ]);
-        qemu.args(["-device", "virtio-blk-device,drive=r"]);
-    }
-    qemu.args(
-        "-object rng-random,id=e,filename=/dev/urandom -device virtio-rng-device,rng=e".split(' '),
-    );
-    qemu.arg("-kernel")
-        .arg(files.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(files.join("initramfs"));
-    let cmdline = format!(
-        "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on 8250.nr_uarts=1 \
-         rcupdate.rcu_expedited=1 mitigations=off no_timer_check {extra_cmdline}"
-    );
-    qemu.args(["-append", &cmdline]).stdin(Stdio::null());
-    let qemu = qemu.spawn().unwrap();
-    let dial = SocketDial {
-        path: socket,
-        framed: true,
-        dialled: 0.into(),
+    let engine = Qemu::new("qemu-system-x86_64", Accel::Tcg);
+    let machine = MachineSpec {
+        vcpus: 1,
+        memory_mib: 512,
+        kernel: files.join("vmlinuz"),
+        initramfs: files.join("initramfs"),
+        rootfs: files.join("rootfs"),
+        cmdline: cmdline.to_owned(),
+        network: false,
     };
+    let run_dir = dir.path().join("boot");
+    std::fs::create_dir(&run_dir).unwrap();
+    let spec = BootSpec {
+        id: "agent-test".to_owned(),
+        run_dir,
+        machine: machine.clone(),
+        memory_file: dir.path().join("memory"),
+        lifetime: Lifetime::DieWithParent,
+    };
+    let vm = engine.boot(spec).await.unwrap();
     Guest {
-        qemu,
-        client: Client::with_dial(Arc::new(dial) as Arc<dyn Dial>),
+        client: Client::new(Arc::clone(&vm)),
+        vm,
+        machine,
+        engine,
         dir,
     }
 }
@@ -120,7 +95,7 @@ impl Guest {
     }
 
     fn console(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("console")).unwrap_or_default()
+        std::fs::read_to_string(self.vm.console()).unwrap_or_default()
     }
 }
 
@@ -146,7 +121,7 @@ async fn measure(what: &str, count: usize, mut once: impl AsyncFnMut()) -> f64 {
 async fn a_guest_boots_serves_and_switches_itself_off() {
     let Some(files) = files() else { return };
     let started = Instant::now();
-    let mut guest = boot(&files, "", true);
+    let guest = boot(&files, "").await;
     let health = guest.client.health(Duration::from_secs(60)).await;
     let health = health.unwrap_or_else(|error| panic!("{error}: {}", guest.console()));
     println!("boot to serving: {:.2} s", started.elapsed().as_secs_f64());
@@ -190,16 +165,7 @@ async fn a_guest_boots_serves_and_switches_itself_off() {
         .sh("(sleep 0.1 & ) ; sleep 0.5; ! grep -l 'State:.Z' /proc/[0-9]*/status")
         .await;
 
-    let request = ResumeRequest {
-        sandbox_id: "sb".to_owned(),
-        index: 3,
-        entropy: "q".repeat(44),
-        wall_clock_ns: 2_000_000_000_000_000_000,
-        hostname: "fork-3".to_owned(),
-        machine_id: "00112233445566778899aabbccddeeff".to_owned(),
-        env: [("FORKD_INDEX".to_owned(), "3".to_owned())].into(),
-        network: None,
-    };
+    let request = resume(3);
     let answer = guest.client.resume(&request, PATIENCE).await.unwrap();
     println!("resume without python: {} us", answer.applied_us);
     let seen = guest.sh("hostname || cat /proc/sys/kernel/hostname; cat /etc/machine-id; date +%Y; echo $FORKD_INDEX").await;
@@ -258,33 +224,139 @@ async fn a_guest_boots_serves_and_switches_itself_off() {
 
     guest.client.shutdown(PATIENCE).await.unwrap();
     let started = Instant::now();
-    let status = guest.qemu.wait();
-    println!(
-        "power-off: {:.2} s, {status:?}",
-        started.elapsed().as_secs_f64()
-    );
-    assert!(status.unwrap().success());
+    assert_eq!(guest.vm.exited().await, Exit::Code(0));
+    println!("power-off: {:.2} s", started.elapsed().as_secs_f64());
     let console = guest.console();
     assert!(!console.contains("forkd-agent"), "{console}");
+}
+
+fn resume(index: u32) -> ResumeRequest {
+    ResumeRequest {
+        sandbox_id: "sb".to_owned(),
+        index,
+        entropy: "q".repeat(44),
+        wall_clock_ns: 2_000_000_000_000_000_000,
+        hostname: format!("fork-{index}"),
+        machine_id: "00112233445566778899aabbccddeeff".to_owned(),
+        env: [("FORKD_INDEX".to_owned(), index.to_string())].into(),
+        network: None,
+    }
+}
+
+#[tokio::test]
+async fn forks_go_on_with_what_the_parent_was_doing() {
+    let Some(files) = files() else { return };
+    let guest = boot(&files, "").await;
+    guest.client.health(2 * PATIENCE).await.unwrap();
+    // A process and an evaluation are under way, with output on its way to the host.
+    let line = "echo begun; sleep 1; echo $$ > /tmp/survived; while :; do echo talk; done";
+    let mut exec = guest.client.start(ExecRequest::shell(line)).await.unwrap();
+    assert_eq!(
+        exec.next().await.unwrap(),
+        Some(Event::Stdout("begun\n".into()))
+    );
+    let python = guest
+        .client
+        .health(PATIENCE)
+        .await
+        .unwrap()
+        .python
+        .is_some();
+    if python {
+        guest
+            .eval("import random; random.seed(1); first = random.random(); random.seed(1)")
+            .await;
+    }
+    let memory = guest.dir.path().join("snapshot");
+    let state = guest.dir.path().join("state");
+    let spec = SaveSpec {
+        memory: SaveMemory::Full(memory.clone()),
+        state: state.clone(),
+    };
+    guest.vm.save(spec).await.unwrap();
+    let run_dir = guest.dir.path().join("template");
+    std::fs::create_dir(&run_dir).unwrap();
+    let template = guest.engine.template(TemplateSpec {
+        id: "agent-test-template".to_owned(),
+        run_dir,
+        machine: guest.machine.clone(),
+        files: SnapshotFiles {
+            memory,
+            layers: Vec::new(),
+            state,
+        },
+        lifetime: Lifetime::DieWithParent,
+    });
+    let template = template.await.unwrap();
+    let specs = (0..3).map(|index| {
+        let run_dir = guest.dir.path().join(format!("fork{index}"));
+        std::fs::create_dir(&run_dir).unwrap();
+        let id = format!("agent-test-{index}");
+        ForkSpec {
+            id,
+            run_dir,
+            lifetime: Lifetime::DieWithParent,
+            slot: None,
+        }
+    });
+    let started = Instant::now();
+    let forks = template.fork(specs.collect()).await;
+    let mut draws = Vec::new();
+    for (index, vm) in forks.into_iter().enumerate() {
+        let client = Client::new(vm.unwrap());
+        let answer = client
+            .resume(&resume(index.try_into().unwrap()), PATIENCE)
+            .await
+            .unwrap();
+        println!(
+            "fork {index}: {:.0} ms, {answer:?}",
+            started.elapsed().as_secs_f64() * 1000.0
+        );
+        let until = "until [ -s /tmp/survived ]; do sleep 0.1; done; kill -0 $(cat /tmp/survived)";
+        let output = client
+            .run(ExecRequest::shell(until), PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(output.exit_code, 0, "{output:?}");
+        let output = client
+            .run(ExecRequest::shell("echo $FORKD_INDEX"), PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout).unwrap(),
+            format!("{index}\n")
+        );
+        assert_eq!(client.processes().await.unwrap().len(), 1);
+        if python {
+            let code = "assert random.random() != first; random.random()".to_owned();
+            let request = EvalRequest {
+                language: "python".to_owned(),
+                code,
+                timeout_ms: 0,
+            };
+            let answer = client.eval(request, PATIENCE).await.unwrap();
+            assert_eq!(answer.error, None);
+            draws.push(answer.result);
+        }
+    }
+    draws.sort_unstable();
+    draws.dedup();
+    assert!(draws.len() == if python { 3 } else { 0 }, "{draws:?}");
+    // The parent's own stream has not been cut.
+    for _ in 0..100 {
+        assert!(matches!(exec.next().await.unwrap(), Some(Event::Stdout(_))));
+    }
+    template.close().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_guest_that_cannot_boot_says_why_and_ends() {
     let Some(files) = files() else { return };
-    let mut guest = boot(&files, "forkd.root=/dev/vdz", true);
-    assert!(guest.qemu.wait().unwrap().success());
+    let guest = boot(&files, "forkd.root=/dev/vdz").await;
+    assert_eq!(guest.vm.exited().await, Exit::Code(0));
     let console = guest.console();
     assert!(
         console.contains("forkd-agent: fatal: there is no root disk: /dev/vdz"),
         "{console}"
-    );
-    let mut guest = boot(&files, "", false);
-    assert!(guest.qemu.wait().unwrap().success());
-    assert!(
-        guest
-            .console()
-            .contains("fatal: there is no root disk: /dev/vda"),
-        "{}",
-        guest.console()
     );
 }
