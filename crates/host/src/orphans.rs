@@ -1,7 +1,8 @@
 //! Processes that use a directory, found without a record of them.
 //!
 //! Between starting a process and writing down its pid lies an instant in which a crash leaves a process that
-//! no record knows. Every such process was given the name of a directory of its own, or holds a file in it open.
+//! no record knows. Every such process has a directory of its own, and bears that directory's path or its last
+//! component, which is unique, on its command line, or holds a file in it open.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -28,8 +29,8 @@ pub fn kill_users(dir: &Path, programs: &[&str]) -> Result<Vec<Identity>, proces
     Ok(killed)
 }
 
-/// Every process of these programs, but for this one, that names a path in the directory on its command line or
-/// has one open. Whoever merely looks at a file there, with a pager say, runs another program and is left alone.
+/// Every process of these programs, but for this one, that names the directory or a path in it on its command line
+/// or has one open. Whoever merely looks at a file there, with a pager say, runs another program and is left alone.
 pub fn users(dir: &Path, programs: &[&str]) -> Vec<Identity> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return vec![];
@@ -57,14 +58,20 @@ fn uses(pid: u32, dir: &Path) -> bool {
     named || has_open(pid, dir)
 }
 
-/// Whether a command line, its words ended by NUL bytes, holds the path of the directory as whole components.
+/// Whether a command line holds the path of the directory, or the directory's own name, as a whole.
 fn names(command_line: &[u8], dir: &Path) -> bool {
-    let dir = dir.as_os_str().as_bytes();
-    let ends = |rest: &[u8]| matches!(rest.first(), None | Some(b'/' | b'\0' | b','));
-    command_line
-        .windows(dir.len())
-        .enumerate()
-        .any(|(at, window)| window == dir && ends(&command_line[at + dir.len()..]))
+    let name = dir.file_name().unwrap_or_default();
+    holds(command_line, dir.as_os_str().as_bytes()) || holds(command_line, name.as_bytes())
+}
+
+fn holds(line: &[u8], wanted: &[u8]) -> bool {
+    let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let found = |at: usize| !line.get(at + wanted.len()).is_some_and(goes_on);
+    !wanted.is_empty()
+        && line
+            .windows(wanted.len())
+            .enumerate()
+            .any(|(at, window)| window == wanted && found(at))
 }
 
 fn has_open(pid: u32, dir: &Path) -> bool {
@@ -92,6 +99,9 @@ mod tests {
             (&b"qemu\0-serial\0file:/run/x/sb-1/console\0"[..], true),
             (b"qemu\0path=/run/x/sb-1/agent,server=on\0", true),
             (b"qemu\0/run/x/sb-1\0", true),
+            (b"qemu\0-name\0forkd-sb-1\0-m\0", true),
+            (b"qemu\0-name\0forkd-sb-1", true),
+            (b"qemu\0-name\0forkd-sb-12\0", false),
             (b"qemu\0/run/x/sb-10/console\0", false),
             (b"qemu\0", false),
         ] {

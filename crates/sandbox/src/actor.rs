@@ -34,18 +34,17 @@ pub(crate) struct Context {
     pub(crate) run_dir: PathBuf,
 }
 
-/// How the sandbox comes to its VM.
+/// A fork under way.
 #[derive(Debug)]
-pub(crate) enum Origin {
-    /// It is being forked; the fork tells here.
-    Fork {
-        vm: oneshot::Receiver<Result<Arc<dyn Vm>, String>>,
-        resume: Box<ResumeRequest>,
-        requested: Instant,
-        ready_timeout: Duration,
-    },
-    /// It was read from its record.
-    Record { vm: Option<Arc<dyn Vm>> },
+pub(crate) struct Fork {
+    /// Brings the VM, or why there is none.
+    pub(crate) vm: oneshot::Receiver<Result<Arc<dyn Vm>, String>>,
+    /// What the agent is to be told.
+    pub(crate) resume: Box<ResumeRequest>,
+    /// When it was asked for.
+    pub(crate) requested: Instant,
+    /// How long after that the agent must have answered.
+    pub(crate) ready_timeout: Duration,
 }
 
 pub(crate) struct Actor {
@@ -53,7 +52,7 @@ pub(crate) struct Actor {
     record: SandboxRecord,
     context: Arc<Context>,
     vm: Arc<OnceLock<(Arc<dyn Vm>, guest::Client)>>,
-    origin: Option<Greeting>,
+    greeting: Option<Greeting>,
     stages: ForkStages,
     view: watch::Sender<SandboxView>,
     requests: mpsc::Receiver<Request>,
@@ -91,68 +90,72 @@ enum Event {
     Request(Request),
 }
 
-/// Starts the task of a sandbox whose record is written. Returns the handle, and the task's end.
-pub(crate) fn spawn(
+/// The task of a sandbox that is being forked, its record just written; and the handle.
+pub(crate) fn forked(
     context: Arc<Context>,
     record: SandboxRecord,
-    origin: Origin,
+    fork: Fork,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
-    let (requests, inbox) = mpsc::channel(INBOX);
-    let (stop, stop_seen) = watch::channel(None);
-    let vm = Arc::new(OnceLock::new());
-    let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default()));
-    let mut actor = Actor {
-        machine: Machine::recorded(record.state.clone()),
-        record,
-        context,
-        vm: Arc::clone(&vm),
-        origin: None,
-        stages: ForkStages::default(),
-        view,
-        requests: inbox,
-        stop: stop_seen,
-        forking: None,
-        exited: None,
-        pending: None,
-    };
-    let handle = Handle {
-        view: view_seen,
-        requests,
-        stop,
-        vm,
-    };
-    let span = tracing::info_span!("sandbox", id = %actor.record.id);
-    let task = async move {
-        actor.begin(origin).await;
-        actor.run().await;
-    };
-    (handle, task.instrument(span))
+    let (mut actor, handle) = Actor::new(context, record);
+    actor.greeting = Some(Greeting {
+        resume: fork.resume,
+        requested: fork.requested,
+        timeout: fork.ready_timeout,
+    });
+    actor.forking = Some(fork.vm);
+    (handle, actor.into_task())
+}
+
+/// The task of a sandbox read from its record, and of its VM if that still runs. When this returns, the sandbox
+/// goes on, or nothing of it is left.
+pub(crate) async fn recovered(
+    context: Arc<Context>,
+    record: SandboxRecord,
+    vm: Option<Arc<dyn Vm>>,
+) -> (Handle, impl Future<Output = ()> + Send + 'static) {
+    let (mut actor, handle) = Actor::new(context, record);
+    let alive = vm.is_some();
+    if let Some(vm) = vm {
+        actor.take_vm(vm);
+    }
+    actor.apply(Input::Observed { alive }, None).await;
+    (handle, actor.into_task())
 }
 
 impl Actor {
-    async fn begin(&mut self, origin: Origin) {
-        match origin {
-            Origin::Fork {
+    fn new(context: Arc<Context>, record: SandboxRecord) -> (Actor, Handle) {
+        let (requests, inbox) = mpsc::channel(INBOX);
+        let (stop, stop_seen) = watch::channel(None);
+        let vm = Arc::new(OnceLock::new());
+        let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default()));
+        let actor = Actor {
+            machine: Machine::recorded(record.state.clone()),
+            record,
+            context,
+            vm: Arc::clone(&vm),
+            greeting: None,
+            stages: ForkStages::default(),
+            view,
+            requests: inbox,
+            stop: stop_seen,
+            forking: None,
+            exited: None,
+            pending: None,
+        };
+        (
+            actor,
+            Handle {
+                view: view_seen,
+                requests,
+                stop,
                 vm,
-                resume,
-                requested,
-                ready_timeout,
-            } => {
-                self.origin = Some(Greeting {
-                    resume,
-                    requested,
-                    timeout: ready_timeout,
-                });
-                self.forking = Some(vm);
-            }
-            Origin::Record { vm } => {
-                let alive = vm.is_some();
-                if let Some(vm) = vm {
-                    self.take_vm(vm);
-                }
-                self.apply(Input::Observed { alive }, None).await;
-            }
-        }
+            },
+        )
+    }
+
+    fn into_task(mut self) -> impl Future<Output = ()> + Send + 'static {
+        let span = tracing::info_span!("sandbox", id = %self.record.id);
+        async move { self.run().await }.instrument(span)
     }
 
     async fn run(&mut self) {
@@ -171,9 +174,9 @@ impl Actor {
                 self.exited = None;
                 Event::Exited(exit)
             }
-            forked = forked(&mut self.forking) => {
+            vm = arrival(&mut self.forking) => {
                 self.forking = None;
-                Event::Finished(Outcome::Forked(forked))
+                Event::Finished(Outcome::Forked(vm))
             }
             outcome = present(&mut self.pending) => {
                 self.pending = None;
@@ -242,9 +245,9 @@ impl Actor {
     }
 
     fn since_request(&self) -> Duration {
-        self.origin
+        self.greeting
             .as_ref()
-            .map_or(Duration::ZERO, |o| o.requested.elapsed())
+            .map_or(Duration::ZERO, |g| g.requested.elapsed())
     }
 
     fn describe_exit(&self, exit: &Exit) -> String {
@@ -313,7 +316,7 @@ impl Actor {
     }
 
     fn greet(&mut self) {
-        let (Some((_, client)), Some(greeting)) = (self.vm.get(), self.origin.as_ref()) else {
+        let (Some((_, client)), Some(greeting)) = (self.vm.get(), self.greeting.as_ref()) else {
             return;
         };
         let (client, mut resume) = (client.clone(), greeting.resume.clone());
@@ -448,7 +451,7 @@ async fn present<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>
     }
 }
 
-async fn forked(
+async fn arrival(
     forking: &mut Option<oneshot::Receiver<Result<Arc<dyn Vm>, String>>>,
 ) -> Result<Arc<dyn Vm>, String> {
     match forking {

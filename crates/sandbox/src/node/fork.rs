@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::templates::{Loaded, make_dir};
 use super::{Node, cancelled_error, now_unix};
-use crate::actor::{self, Handle, Origin};
+use crate::actor::{self, Fork, Handle};
 use crate::machine::State;
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
@@ -75,13 +75,13 @@ impl Node {
         let children = records.into_iter().zip(resumes).map(|(record, resume)| {
             let (vm, arrived) = oneshot::channel();
             let id = record.id.clone();
-            let origin = Origin::Fork {
+            let fork = Fork {
                 vm: arrived,
                 resume: Box::new(resume),
                 requested,
                 ready_timeout: request.ready_timeout,
             };
-            let (handle, task) = actor::spawn(Arc::clone(&self.inner.context), record, origin);
+            let (handle, task) = actor::forked(Arc::clone(&self.inner.context), record, fork);
             self.inner.tasks.spawn(task);
             self.lock().insert(id.clone(), handle.clone());
             Child { id, handle, vm }

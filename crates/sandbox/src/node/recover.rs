@@ -12,6 +12,7 @@ use forkd_host::file::{self, LockFile};
 use forkd_host::orphans;
 use forkd_snapshot::Store;
 use forkd_wire::error::ErrorCode;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -19,10 +20,10 @@ use tracing::{info, warn};
 use super::templates::{Templates, templates_root};
 use super::{Inner, Node, blocking};
 use crate::Error;
-use crate::actor::{self, Context, Handle, Origin};
+use crate::actor::{self, Context};
 use crate::record::{Records, SandboxRecord};
 use crate::spec::NodeConfig;
-use crate::view::{Recovery, SandboxStatus};
+use crate::view::{Recovery, SandboxView};
 
 /// The programs that engines run VMs with.
 const VM_PROGRAMS: &[&str] = &["qemu-system-x86_64", "forkd-vmm", "firecracker"];
@@ -60,30 +61,44 @@ impl Node {
     }
 
     async fn restore_sandboxes(&self, recovery: &mut Recovery) -> Result<(), Error> {
+        let mut restored = vec![];
         for record in self.inner.context.records.all().await? {
             match record {
-                Ok(record) => self.restore(record, recovery).await,
+                Ok(record) => restored.push(self.restore(record)),
                 Err(problem) => {
                     warn!(problem, "record ignored");
                     recovery.swept.push(problem);
                 }
             }
         }
+        for view in join_all(restored).await {
+            match view.ended {
+                None => recovery.adopted.push(view.id),
+                Some(why) => recovery.lost.push((view.id, why)),
+            }
+        }
         Ok(())
     }
 
-    async fn restore(&self, record: SandboxRecord, recovery: &mut Recovery) {
+    async fn restore(&self, record: SandboxRecord) -> SandboxView {
         let id = record.id.clone();
         let vm = self.adopt(&record).await;
-        let origin = Origin::Record { vm };
-        let (handle, task) = actor::spawn(Arc::clone(&self.inner.context), record, origin);
-        self.inner.tasks.spawn(task);
-        let view = settle(&handle).await;
-        match view.ended {
-            None => recovery.adopted.push(id.clone()),
-            Some(why) => recovery.lost.push((id.clone(), why)),
+        if vm.is_none() {
+            self.clear_unknown(&record).await;
         }
+        let (handle, task) = actor::recovered(Arc::clone(&self.inner.context), record, vm).await;
+        self.inner.tasks.spawn(task);
+        let view = handle.view();
         self.lock().insert(id, handle);
+        view
+    }
+
+    /// Between the start of a VM and the record of its pid a crash leaves a process that no record knows.
+    async fn clear_unknown(&self, record: &SandboxRecord) {
+        let dir = self.inner.config.run_dir.join(record.id.as_str());
+        if let Ok(Err(e)) | Err(e) = blocking(move || clear_dir(&dir)).await {
+            warn!(id = %record.id, error = e.chain(), "a VM may have leaked");
+        }
     }
 
     /// The VM of a record, if its process is still the same.
@@ -139,19 +154,6 @@ impl Node {
             recovery.swept.push(path);
         }
         Ok(())
-    }
-}
-
-async fn settle(handle: &Handle) -> crate::view::SandboxView {
-    // An actor begins by telling its machine what was observed; a sandbox that is not to live ends at once.
-    tokio::task::yield_now().await;
-    let view = handle.view();
-    match view.status {
-        SandboxStatus::Starting | SandboxStatus::Stopping => handle.settled().await,
-        SandboxStatus::Running | SandboxStatus::Paused if handle.vm().is_none() => {
-            handle.ended().await
-        }
-        _ => view,
     }
 }
 
