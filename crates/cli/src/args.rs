@@ -49,7 +49,8 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Address of the daemon, http:// or https:// [default: http://127.0.0.1:8889 if one answers]
+    /// Address of the daemon, http:// or https://, or `none` [default: http://127.0.0.1:8889 if one
+    /// answers]
     #[arg(
         long,
         env = "FORKD_URL",

@@ -16,6 +16,9 @@ use crate::{embedded, output};
 /// Where a daemon listens unless told otherwise.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8889";
 
+/// In place of an address: use no daemon, even where one answers.
+pub(crate) const NO_DAEMON: &str = "none";
+
 /// A node to talk to.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -27,10 +30,7 @@ pub(crate) struct Session {
 impl Session {
     /// The daemon that was named, or the one on the default port.
     pub(crate) async fn daemon(common: &Common) -> Result<Self, Failure> {
-        if let Some(client) = named(common)? {
-            return Ok(Self { client, node: None });
-        }
-        match default(common).await? {
+        match find(common).await? {
             Some(client) => Ok(Self { client, node: None }),
             None => Err(Failure::new(format!("no daemon answers at {DEFAULT_URL}")).with_help(
                 "sandboxes live in a daemon: start one with `forkd serve &` (or `systemctl start \
@@ -41,11 +41,7 @@ impl Session {
 
     /// A daemon, or else the node within this process.
     pub(crate) async fn any(common: &Common, engine: EngineName) -> Result<Self, Failure> {
-        let client = match named(common)? {
-            Some(client) => Some(client),
-            None => default(common).await?,
-        };
-        if let Some(client) = client {
+        if let Some(client) = find(common).await? {
             if engine != EngineName::Auto {
                 check_engine(&client, engine).await?;
             }
@@ -88,13 +84,34 @@ where
     outcome
 }
 
-fn named(common: &Common) -> Result<Option<Client>, Failure> {
-    let url = common
-        .daemon_url
-        .as_deref()
-        .filter(|url| !url.trim().is_empty());
-    url.map(|url| Client::web(url, common.daemon_token.as_deref()))
-        .transpose()
+/// What the user says about a daemon.
+enum Named {
+    /// This one.
+    At(Box<Client>),
+    /// None, even where one answers.
+    None,
+    /// Nothing.
+    Unsaid,
+}
+
+fn named(common: &Common) -> Result<Named, Failure> {
+    match common.daemon_url.as_deref().map(str::trim) {
+        None | Some("") => Ok(Named::Unsaid),
+        Some(NO_DAEMON) => Ok(Named::None),
+        Some(url) => {
+            let client = Client::web(url, common.daemon_token.as_deref())?;
+            Ok(Named::At(Box::new(client)))
+        }
+    }
+}
+
+/// The daemon to talk to, if there is one.
+async fn find(common: &Common) -> Result<Option<Client>, Failure> {
+    match named(common)? {
+        Named::At(client) => Ok(Some(*client)),
+        Named::None => Ok(None),
+        Named::Unsaid => default(common).await,
+    }
 }
 
 /// An engine that was asked for must be the daemon's: it has one for all its sandboxes.

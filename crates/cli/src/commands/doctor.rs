@@ -8,7 +8,7 @@ use crate::client::Client;
 use crate::doctor::{Check, Daemon, Findings, Status, judge};
 use crate::failure::{Failure, exit};
 use crate::output;
-use crate::session::DEFAULT_URL;
+use crate::session::{DEFAULT_URL, NO_DAEMON};
 
 /// `--json` of `forkd doctor`.
 #[derive(Debug, Serialize)]
@@ -56,6 +56,9 @@ async fn daemon(context: &Context) -> Result<Daemon, Failure> {
         .daemon_url
         .as_deref()
         .filter(|url| !url.trim().is_empty());
+    if named == Some(NO_DAEMON) {
+        return Ok(Daemon::NotAsked);
+    }
     let url = named.unwrap_or(DEFAULT_URL);
     let client = Client::web(url, context.common.daemon_token.as_deref())?;
     if !client.answers().await {

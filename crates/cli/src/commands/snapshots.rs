@@ -218,7 +218,7 @@ fn describe(detail: &SnapshotInfoDetail) -> String {
         ("image", snapshot.image.clone()),
         (
             "machine",
-            format!("{} MiB, {} vCPUs", snapshot.memory_mib, snapshot.vcpus),
+            format!("{} MiB, {} vCPU", snapshot.memory_mib, snapshot.vcpus),
         ),
         ("memory on disk", human::bytes(detail.memory_physical_bytes)),
         ("device state", human::bytes(detail.vmstate_bytes)),

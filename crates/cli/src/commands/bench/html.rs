@@ -8,9 +8,9 @@ use crate::human;
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#fbfbfd;--card:#fff;--ink:#1b1f29;--dim:#667085;--line:#e4e7ee;
---a:#3457d5;--b:#e07b39;--soft:#3457d533}
+--a:#3457d5;--b:#e07b39;--soft:#3457d566}
 @media(prefers-color-scheme:dark){:root{--bg:#11141b;--card:#191d27;--ink:#e8ebf2;--dim:#98a2b6;
---line:#2b3140;--a:#7c9bff;--b:#f2a25f;--soft:#7c9bff40}}
+--line:#2b3140;--a:#7c9bff;--b:#f2a25f;--soft:#7c9bff70}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:960px;margin:0 auto;padding:40px 20px 64px}
