@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use forkd_host::facts::Facts;
 
+use crate::fake::Fake;
 use crate::qemu::{self, Accel, Qemu};
 use crate::{Engine, Error};
 
@@ -18,6 +19,8 @@ pub enum Choice {
     Qemu,
     /// Firecracker.
     Firecracker,
+    /// No machines at all, for tests of what stands above.
+    Fake,
 }
 
 /// The engine of this choice. Programs are looked for when they are first needed.
@@ -26,6 +29,7 @@ pub fn select(choice: Choice) -> Result<Arc<dyn Engine>, Error> {
         Choice::Auto | Choice::Qemu => {
             Ok(Arc::new(Qemu::new(qemu::PROGRAM, accel(&Facts::collect()))))
         }
+        Choice::Fake => Ok(Arc::new(Fake::default())),
         Choice::Kvm => Err(unavailable("forkd-vmm")),
         Choice::Firecracker => Err(unavailable("firecracker")),
     }
