@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 use crate::bus::CountingIrq;
-use crate::devices::power::PowerEvent;
+use crate::devices::power::{PowerEvent, PowerSink};
 
 #[derive(Debug, Default)]
 struct Heard(Mutex<Vec<PowerEvent>>);
