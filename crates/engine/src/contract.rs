@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{
-    BootSpec, Engine, Error, ForkSpec, LayerFiles, Lifetime, MachineSpec, SaveMemory, SaveSpec,
-    SnapshotFiles, Template, TemplateSpec, Vm,
+    BootSpec, Engine, Error, ForkSpec, LayerFiles, Lifetime, MachineSpec, SaveMemory, SaveReport,
+    SaveSpec, SnapshotFiles, Template, TemplateSpec, Vm,
 };
 
 mod agent;
@@ -145,6 +145,12 @@ impl World {
         (spec, files)
     }
 
+    fn note(&self, what: &str, report: &SaveReport) {
+        assert!(report.memory_bytes > 0);
+        let (kib, pause) = (report.memory_bytes >> 10, report.pause);
+        eprintln!("{}: {what}: {kib} KiB, pause {pause:?}", self.engine.name());
+    }
+
     /// Waits until the guest answers, and opens a connection to it.
     async fn agent(&self, vm: &Arc<dyn Vm>) -> Agent {
         agent::reach(vm, self.patience).await
@@ -158,7 +164,7 @@ impl World {
         vm.pause().await.expect("pause");
         let (spec, files) = self.full();
         let report = vm.save(spec).await.expect("save");
-        assert!(report.memory_bytes > 0);
+        self.note("saved a booted machine", &report);
         vm.kill().await.expect("kill");
         Frozen { files }
     }

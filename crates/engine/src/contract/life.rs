@@ -162,7 +162,8 @@ pub(super) async fn a_saved_machine_goes_on(world: &World, frozen: &Frozen) {
     let agent = world.agent(&vm).await;
     let (spec, _) = world.full();
     let report = vm.save(spec).await.expect("save");
-    assert!(report.memory_bytes > 0 && report.pause > Duration::ZERO);
+    world.note("saved a fork in full", &report);
+    assert!(report.pause > Duration::ZERO);
     assert!(agent.answers().await, "the connection survives a save");
     vm.pause().await.expect("pause");
     let (spec, _) = world.full();
