@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use forkd_engine::qemu::{Accel, Qemu};
 use forkd_engine::{
     BootSpec, Engine, Exit, ForkSpec, Lifetime, MachineSpec, SaveMemory, SaveSpec, SnapshotFiles,
-    TemplateSpec, Vm,
+    Template, TemplateSpec, Vm,
 };
 use forkd_sandbox::guest::{Client, Event, ExecRequest};
 use forkd_wire::agent::{EvalRequest, ResumeRequest};
@@ -92,6 +92,43 @@ impl Guest {
         let answer = self.client.eval(request, 4 * PATIENCE).await.unwrap();
         assert_eq!(answer.error, None, "{code}");
         answer.result
+    }
+
+    /// Freezes the guest and makes it ready to be forked.
+    async fn template(&self) -> Arc<dyn Template> {
+        let memory = self.dir.path().join("snapshot");
+        let state = self.dir.path().join("state");
+        let spec = SaveSpec {
+            memory: SaveMemory::Full(memory.clone()),
+            state: state.clone(),
+        };
+        self.vm.save(spec).await.unwrap();
+        let run_dir = self.dir.path().join("template");
+        std::fs::create_dir(&run_dir).unwrap();
+        let spec = TemplateSpec {
+            id: "agent-test-template".to_owned(),
+            run_dir,
+            machine: self.machine.clone(),
+            files: SnapshotFiles {
+                memory,
+                layers: Vec::new(),
+                state,
+            },
+            lifetime: Lifetime::DieWithParent,
+        };
+        self.engine.template(spec).await.unwrap()
+    }
+
+    fn fork_spec(&self, index: u32) -> ForkSpec {
+        let run_dir = self.dir.path().join(format!("fork{index}"));
+        std::fs::create_dir(&run_dir).unwrap();
+        let id = format!("agent-test-{index}");
+        ForkSpec {
+            id,
+            run_dir,
+            lifetime: Lifetime::DieWithParent,
+            slot: None,
+        }
     }
 
     fn console(&self) -> String {
@@ -185,6 +222,17 @@ async fn a_guest_boots_serves_and_switches_itself_off() {
     })
     .await;
     let started = Instant::now();
+    guest
+        .sh("i=0; while [ $i -lt 50 ]; do i=$((i+1)); /bin/true; done")
+        .await;
+    let each = started.elapsed().as_secs_f64() * 20.0;
+    println!("a shell's own fork and exec of true: {each:.1} ms");
+    measure("exec of a missing program", 20, async || {
+        let missing = ExecRequest::new(["/no/such/program"]);
+        guest.client.run(missing, PATIENCE).await.unwrap_err();
+    })
+    .await;
+    let started = Instant::now();
     let mut exec = guest
         .client
         .start(ExecRequest::shell("head -c 10000000 /dev/zero"))
@@ -267,38 +315,8 @@ async fn forks_go_on_with_what_the_parent_was_doing() {
             .eval("import random; random.seed(1); first = random.random(); random.seed(1)")
             .await;
     }
-    let memory = guest.dir.path().join("snapshot");
-    let state = guest.dir.path().join("state");
-    let spec = SaveSpec {
-        memory: SaveMemory::Full(memory.clone()),
-        state: state.clone(),
-    };
-    guest.vm.save(spec).await.unwrap();
-    let run_dir = guest.dir.path().join("template");
-    std::fs::create_dir(&run_dir).unwrap();
-    let template = guest.engine.template(TemplateSpec {
-        id: "agent-test-template".to_owned(),
-        run_dir,
-        machine: guest.machine.clone(),
-        files: SnapshotFiles {
-            memory,
-            layers: Vec::new(),
-            state,
-        },
-        lifetime: Lifetime::DieWithParent,
-    });
-    let template = template.await.unwrap();
-    let specs = (0..3).map(|index| {
-        let run_dir = guest.dir.path().join(format!("fork{index}"));
-        std::fs::create_dir(&run_dir).unwrap();
-        let id = format!("agent-test-{index}");
-        ForkSpec {
-            id,
-            run_dir,
-            lifetime: Lifetime::DieWithParent,
-            slot: None,
-        }
-    });
+    let template = guest.template().await;
+    let specs = (0..3).map(|index| guest.fork_spec(index));
     let started = Instant::now();
     let forks = template.fork(specs.collect()).await;
     let mut draws = Vec::new();
@@ -345,6 +363,51 @@ async fn forks_go_on_with_what_the_parent_was_doing() {
     // The parent's own stream has not been cut.
     for _ in 0..100 {
         assert!(matches!(exec.next().await.unwrap(), Some(Event::Stdout(_))));
+    }
+    template.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn forks_of_an_idle_guest_answer_soon() {
+    let Some(files) = files() else { return };
+    let guest = boot(&files, "").await;
+    guest.client.health(2 * PATIENCE).await.unwrap();
+    guest.client.resume(&resume(99), PATIENCE).await.unwrap();
+    guest.sh("true").await;
+    if guest
+        .client
+        .health(PATIENCE)
+        .await
+        .unwrap()
+        .python
+        .is_some()
+    {
+        guest.eval("import random").await;
+    }
+    guest.client.disconnect().await;
+    let template = guest.template().await;
+    guest.vm.kill().await.unwrap();
+    for index in 0..4 {
+        let started = Instant::now();
+        let since = || started.elapsed().as_secs_f64() * 1000.0;
+        let vm = template
+            .fork(vec![guest.fork_spec(index)])
+            .await
+            .remove(0)
+            .unwrap();
+        let forked = since();
+        let client = Client::new(Arc::clone(&vm));
+        let answer = client.resume(&resume(index), PATIENCE).await.unwrap();
+        let ready = since();
+        client
+            .run(ExecRequest::new(["true"]), PATIENCE)
+            .await
+            .unwrap();
+        let executed = since();
+        println!(
+            "forked {forked:.0} ms, ready {ready:.0} ms, first exec done {executed:.0} ms, {answer:?}"
+        );
+        vm.kill().await.unwrap();
     }
     template.close().await.unwrap();
 }

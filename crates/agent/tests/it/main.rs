@@ -1,6 +1,13 @@
 //! The agent as a process of this machine, and the host's client against it: real processes, real
 //! files, real Python.
-#![allow(missing_docs, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::type_complexity,
+    reason = "tests"
+)]
 
 mod eval;
 mod exec;
