@@ -329,7 +329,10 @@ impl Actor {
             let answered = client.resume(&resume, left).await;
             Outcome::Greeted(answered.map(|_| ()).map_err(|e| {
                 let why = format!("the guest did not become ready: {}", chain(&e));
-                console.map_or(why.clone(), |path| console::with_tail(why, &path))
+                match console {
+                    Some(path) => console::with_tail(why, &path),
+                    None => why,
+                }
             }))
         }));
     }

@@ -271,7 +271,7 @@ fn serve(connection: Connection, inbox: &mpsc::Receiver<Job>) {
             let _ = connection.execute_batch("ROLLBACK");
         }
         for answer in done {
-            answer(committed.as_ref().map(|()| ()).map_err(copy_error));
+            answer(committed.as_ref().copied().map_err(copy_error));
         }
     }
 }

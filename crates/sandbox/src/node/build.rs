@@ -262,7 +262,12 @@ impl Parent {
 
     async fn run(&self, command: &str, timeout: Duration) -> Result<(), Error> {
         let shell = guest::ExecRequest::shell(command);
-        let output = self.client.run(shell, timeout).await.map_err(Error::from)?;
+        let output = self.client.run(shell, timeout).await.map_err(|e| {
+            Error::new(
+                e.code(),
+                format!("the warm-up command failed: {}", chain(&e)),
+            )
+        })?;
         if output.exit_code == 0 {
             return Ok(());
         }

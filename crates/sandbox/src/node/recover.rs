@@ -160,7 +160,7 @@ impl Node {
 fn open_files(config: &NodeConfig) -> Result<(LockFile, Store, Records), Error> {
     for dir in [
         config.run_dir.as_path(),
-        config.state.parent().unwrap_or(Path::new(".")),
+        config.state.parent().unwrap_or_else(|| Path::new(".")),
     ] {
         file::create_dir(dir).map_err(|e| host_error("cannot use a directory", e))?;
     }

@@ -52,14 +52,6 @@ impl Templates {
         Ok(Arc::clone(loaded))
     }
 
-    /// Puts in a template that came with a branch.
-    pub(super) fn insert(&self, id: &str, loaded: Loaded) {
-        self.lock().insert(
-            id.to_owned(),
-            Arc::new(OnceCell::new_with(Some(Arc::new(loaded)))),
-        );
-    }
-
     /// Lets go of a snapshot's template, if there is one, so that the snapshot can be removed.
     pub(super) async fn close(&self, id: &str) {
         let cell = self.lock().remove(id);

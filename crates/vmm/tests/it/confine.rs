@@ -67,7 +67,16 @@ fn a_user_is_taken_for_good_and_a_branch_does_not_get_it_back() {
     ours.request(1, &ask, &[its_end.as_fd()]).unwrap();
     drop(its_end);
     let ready = branch.next_reply().unwrap().unwrap().1;
-    assert!(matches!(ready, Reply::Ready { privileged: false, .. }), "{ready:?}");
+    assert!(
+        matches!(
+            ready,
+            Reply::Ready {
+                privileged: false,
+                ..
+            }
+        ),
+        "{ready:?}"
+    );
     let (_kept, child) = Channel::pair().unwrap();
     branch
         .request(2, &request(Some((0, 0))), &[child.as_fd()])
