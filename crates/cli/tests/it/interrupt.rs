@@ -100,7 +100,10 @@ fn a_daemon_killed_in_mid_fork_leaves_no_orphan() {
         std::thread::sleep(Duration::from_millis(after));
         daemon.kill_hard();
         let said = Said::from(child.wait_with_output().unwrap());
-        said.fails(1, &["connection"]);
+        // The last of them may have been done already.
+        if said.code != Some(0) {
+            said.fails(1, &["connection"]);
+        }
 
         let next = world.serve();
         let list = next.run(&world, ["ls", "--quiet"]).ok();

@@ -1,9 +1,10 @@
 //! The program itself, run as users run it.
 //!
-//! Help texts need nothing. Everything else boots real guests with QEMU, when `FORKD_TEST_IMAGES` names an
+//! Help texts and the `fake` scenario need nothing. Everything else boots real guests with QEMU, when `FORKD_TEST_IMAGES` names an
 //! image store that holds `python3-numpy` (`make test` builds it); without it those tests say that they
 //! were skipped.
 
+mod fake;
 mod guest;
 mod help;
 mod interrupt;

@@ -24,6 +24,8 @@ use crate::{ApiError, guest};
 
 /// Longest wait for the frame that says what to run.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the client to close its side when the command has ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a silent client is asked whether it is still there.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// Largest frame of a client, bytes.
@@ -60,7 +62,12 @@ async fn converse(client: Client, mut socket: WebSocket) {
     if let Some(message) = last {
         let _ = send(&mut socket, &message).await;
     }
-    let _ = socket.send(Message::Close(None)).await;
+    if socket.send(Message::Close(None)).await.is_ok() {
+        // Input may still be on its way here. To close before it is read would reset the connection, and
+        // the client would lose the last frame with it.
+        let rest = async { while let Some(Ok(_)) = socket.recv().await {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, rest).await;
+    }
 }
 
 enum Failure {
