@@ -4,6 +4,15 @@
 //! image store that holds `python3-numpy` (`make test` builds it); without it those tests say that they
 //! were skipped.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something does not hold"
+)]
+#![allow(
+    clippy::print_stdout,
+    reason = "tests say when they are skipped and what they keep"
+)]
+
 mod fake;
 mod guest;
 mod help;
