@@ -27,7 +27,8 @@ TEST_ENV := FORKD_AGENT=$(abspath $(AGENT)) FORKD_TEST_AGENT=$(abspath $(AGENT))
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: need-root need-cargo deps build ## Install what is missing, build, and fork ten sandboxes
+demo: need-root need-cargo deps agent ## Install what is missing, build, and fork ten sandboxes
+	@cargo build --release -p forkd-cli
 	@$(TARGET)/release/forkd quickstart -n 10
 
 test: need-root need-cargo deps check test-image test-run ## Format, lints and all tests, real guests included
