@@ -47,7 +47,7 @@ fn an_interrupted_snapshot_leaves_nothing() {
 fn an_interrupted_fan_out_leaves_nothing() {
     let Some(world) = World::seeded() else { return };
     for after in [400, 1200, 2500] {
-        let command = world.forkd(["bench", "--tag", "seed", "--n", "4"]);
+        let command = world.forkd(["bench", "--tag", "seed", "--n", "12"]);
         let said = interrupted(command, Duration::from_millis(after));
         assert_eq!(said.code, Some(130), "after {after} ms: {said:#?}");
         assert!(said.err.contains("interrupted"), "{said:#?}");
@@ -59,8 +59,9 @@ fn an_interrupted_fan_out_leaves_nothing() {
 fn an_interrupted_fork_and_exec_of_a_daemon_leave_nothing() {
     let Some(world) = World::seeded() else { return };
     let daemon = world.serve();
+    // More forks than any machine makes within the later moment.
     for after in [150, 600] {
-        let mut command = world.forkd(["fork", "--tag", "seed", "-n", "4"]);
+        let mut command = world.forkd(["fork", "--tag", "seed", "-n", "24"]);
         daemon.at(&mut command);
         let said = interrupted(command, Duration::from_millis(after));
         assert_eq!(said.code, Some(130), "{said:#?}");
