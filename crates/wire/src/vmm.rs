@@ -435,6 +435,29 @@ impl Reply {
             }
             Reply::Paused { pause_us } => _ = w.start(PAUSED, seq).u32(*pause_us),
             Reply::Resumed => _ = w.start(RESUMED, seq),
+            Reply::Branched { .. } | Reply::Written { .. } => self.encode_report(seq, &mut w),
+            Reply::Status {
+                state,
+                forks,
+                write_error,
+            } => {
+                w.start(STATUS_IS, seq)
+                    .u8(*state as u8)
+                    .u64(*forks)
+                    .str(write_error);
+            }
+            Reply::Report(value) => _ = w.start(REPORT, seq).u64(*value),
+            Reply::Exiting { exit, message } => {
+                w.start(EXITING, seq).u8(*exit as u8).str(message);
+            }
+            Reply::Error(failure) => _ = w.start(ERROR, seq).failure(failure),
+        }
+        w.finish()
+    }
+
+    /// What a branch or a write came to.
+    fn encode_report(&self, seq: u32, w: &mut Writer) {
+        match self {
             Reply::Branched {
                 pid,
                 pause_us,
@@ -462,23 +485,8 @@ impl Reply {
                     .u32(*extents);
                 w.bytes(state_hash).u32(*took_ms);
             }
-            Reply::Status {
-                state,
-                forks,
-                write_error,
-            } => {
-                w.start(STATUS_IS, seq)
-                    .u8(*state as u8)
-                    .u64(*forks)
-                    .str(write_error);
-            }
-            Reply::Report(value) => _ = w.start(REPORT, seq).u64(*value),
-            Reply::Exiting { exit, message } => {
-                w.start(EXITING, seq).u8(*exit as u8).str(message);
-            }
-            Reply::Error(failure) => _ = w.start(ERROR, seq).failure(failure),
+            _ => {}
         }
-        w.finish()
     }
 
     /// Reads a packet: the sequence number and the reply.

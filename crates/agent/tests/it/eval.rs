@@ -1,3 +1,5 @@
+//! Code in the persistent interpreter.
+
 use std::time::{Duration, Instant};
 
 use forkd_sandbox::guest::Error;

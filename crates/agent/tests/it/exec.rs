@@ -1,3 +1,5 @@
+//! Processes: output, input, signals, limits, ends.
+
 use std::time::{Duration, Instant};
 
 use forkd_sandbox::guest::{Error, Event, ExecRequest, Exit, Output};

@@ -1,3 +1,5 @@
+//! Files, in and out.
+
 use std::io;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! The agent behind a channel that never closes.
+
 use std::sync::Mutex;
 use std::time::Duration;
 

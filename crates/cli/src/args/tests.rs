@@ -1,3 +1,5 @@
+//! What is typed, and what it is understood as.
+
 use clap::CommandFactory;
 
 use super::*;

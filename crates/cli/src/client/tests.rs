@@ -1,3 +1,5 @@
+//! The client against small servers.
+
 use axum::Json;
 use axum::routing::get;
 use serde_json::json;

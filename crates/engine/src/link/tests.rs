@@ -1,3 +1,5 @@
+//! The host's half of the link.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Frames survive any split of the stream, and noise before them.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Connections that follow each other over one channel.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Facts of a host, and what the doctor says of them.
+
 use std::path::PathBuf;
 
 use forkd_host::facts::{Cgroup, Cpu, Memory, Tool, Virtualization};

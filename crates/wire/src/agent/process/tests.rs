@@ -1,3 +1,5 @@
+//! The JSON that clients of the process service send and read.
+
 use super::*;
 
 fn round_trip<T>(value: &T, json: &str)
