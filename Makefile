@@ -13,7 +13,7 @@ PROGRAMS := $(TARGET)/release/forkd $(TARGET)/release/forkd-controller $(TARGET)
 
 # command:package, each installed only where the command is missing.
 DEPS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.erofs:erofs-utils \
-        dpkg-deb:dpkg xz:xz-utils cc:build-essential nft:nftables busybox:busybox-static
+        dpkg-deb:dpkg xz:xz-utils cc:build-essential nft:nftables busybox:busybox-static gpg:gpg
 
 # What the tests that boot guests find: an image store, and its image as a directory of plain files.
 DATA := $(abspath $(TARGET))/test-data
