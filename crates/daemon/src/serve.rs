@@ -100,6 +100,10 @@ pub async fn serve(config: Config) -> Result<(), Error> {
 
 /// Runs the daemon over this engine until a signal ends it.
 pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), Error> {
+    // Before anything is read: what changes from then on is read again.
+    let watch = reload::Watch::begin(&config)
+        .await
+        .map_err(Error::Signals)?;
     let audit = match &config.audit_log {
         Some(path) => Audit::to_file(path).map_err(Error::Audit)?,
         None => Audit::off(),
@@ -145,7 +149,7 @@ pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), E
         max: config.max_connections,
     };
     tracing::info!(%addr, tls = tls.is_some(), engine = node.engine(), "serving");
-    let watch = tokio::spawn(reload::watch(app.clone(), tls, config.token_file.clone()));
+    let watch = tokio::spawn(watch.run(app.clone(), tls));
     connections::serve(listener, serving, signals, config.drain).await;
     watch.abort();
     close(&node, config.on_exit).await;

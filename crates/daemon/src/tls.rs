@@ -67,10 +67,6 @@ impl Tls {
         let config = self.config.read().unwrap_or_else(PoisonError::into_inner);
         TlsAcceptor::from(Arc::clone(&config))
     }
-
-    pub(crate) fn files(&self) -> [&Path; 2] {
-        [&self.cert, &self.key]
-    }
 }
 
 fn load(cert: &Path, key: &Path) -> Result<ServerConfig, Error> {

@@ -48,8 +48,13 @@ impl Dial for SameChannel {
         let channel = Arc::clone(&self.0);
         let task = tokio::spawn(async move {
             let mut channel = channel.lock().await;
-            let mut theirs = theirs;
-            let _ = tokio::io::copy_bidirectional(&mut *channel, &mut theirs).await;
+            let (mut from_guest, mut to_guest) = tokio::io::split(&mut *channel);
+            let (mut from_host, mut to_host) = tokio::io::split(theirs);
+            // A port cannot be shut for writing: a peer that leaves must not end the channel for the next one.
+            let _ = tokio::join!(
+                tokio::io::copy(&mut from_guest, &mut to_host),
+                tokio::io::copy(&mut from_host, &mut to_guest),
+            );
         });
         *self.1.lock().unwrap() = Some(task);
         Ok(Box::new(forkd_engine::link::connect(ours)))
@@ -80,6 +85,10 @@ async fn a_new_peer_takes_over_in_the_middle_of_anything() {
         client.disconnect().await;
         assert!(matches!(upload.await.unwrap(), Err(Error::Lost { .. })));
         drop(exec);
+        if round % 2 == 1 {
+            // Long enough for the channel to learn that its peer has left before the next one comes.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let echo = ExecRequest::new(["echo".to_owned(), round.to_string()]);
         let output = client.run(echo, PATIENCE).await.unwrap();
         assert_eq!(

@@ -1,12 +1,15 @@
 //! What arrives while the daemon runs: signals, and files that have changed.
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::config::Config;
 use crate::http::error::chain;
 use crate::state::App;
 use crate::tls::Tls;
@@ -40,28 +43,63 @@ impl Signals {
 }
 
 /// Reads tokens and certificates again when they change, and reopens the audit log on SIGHUP.
-pub(super) async fn watch(app: App, tls: Option<Arc<Tls>>, tokens: Option<PathBuf>) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => {
-            tracing::error!(error = %error, "cannot receive SIGHUP; nothing is reloaded");
-            return;
-        }
-    };
-    let mut seen = stamps(tls.as_deref(), tokens.as_ref()).await;
-    loop {
-        let asked = tokio::select! {
-            _ = hangup.recv() => true,
-            () = tokio::time::sleep(LOOK_EVERY) => false,
+#[derive(Debug)]
+pub(super) struct Watch {
+    hangup: Signal,
+    certificate: Vec<PathBuf>,
+    tokens: Option<PathBuf>,
+    seen: Stamps,
+}
+
+impl Watch {
+    /// From here on SIGHUP does not end the process, and a changed file is noticed.
+    pub(super) async fn begin(config: &Config) -> io::Result<Self> {
+        let hangup = signal(SignalKind::hangup())?;
+        let certificate = config.tls.iter().flat_map(|(cert, key)| [cert, key]);
+        let mut watch = Self {
+            hangup,
+            certificate: certificate.cloned().collect(),
+            tokens: config.token_file.clone(),
+            seen: Stamps::new(),
         };
-        let now = stamps(tls.as_deref(), tokens.as_ref()).await;
-        if asked && let Err(error) = app.audit().reopen() {
-            tracing::error!(error = chain(&error), "audit log not reopened");
+        watch.seen = watch.look().await;
+        Ok(watch)
+    }
+
+    pub(super) async fn run(mut self, app: App, tls: Option<Arc<Tls>>) {
+        loop {
+            let asked = tokio::select! {
+                _ = self.hangup.recv() => true,
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
+            let now = self.look().await;
+            if asked && let Err(error) = app.audit().reopen() {
+                tracing::error!(error = chain(&error), "audit log not reopened");
+            }
+            if asked || now != self.seen {
+                reload(&app, tls.as_deref());
+            }
+            self.seen = now;
         }
-        if asked || now != seen {
-            reload(&app, tls.as_deref());
+    }
+
+    async fn look(&self) -> Stamps {
+        let mut paths = self.certificate.clone();
+        if let Some(tokens) = &self.tokens {
+            paths.push(tokens.clone());
+            if let Ok(mut entries) = tokio::fs::read_dir(tokens).await {
+                while let Ok(Some(entry)) = entries.next_entry().await {
+                    paths.push(entry.path());
+                }
+            }
         }
-        seen = now;
+        paths.sort();
+        let mut stamps = Stamps::new();
+        for path in paths {
+            let meta = tokio::fs::metadata(&path).await.ok();
+            stamps.push((path, meta.as_ref().map(Stamp::of)));
+        }
+        stamps
     }
 }
 
@@ -87,24 +125,23 @@ fn reload(app: &App, tls: Option<&Tls>) {
     }
 }
 
-type Stamp = Option<(SystemTime, u64)>;
+type Stamps = Vec<(PathBuf, Option<Stamp>)>;
 
-async fn stamps(tls: Option<&Tls>, tokens: Option<&PathBuf>) -> Vec<(PathBuf, Stamp)> {
-    let mut paths: Vec<PathBuf> = tls.map_or(vec![], |tls| tls.files().map(Into::into).to_vec());
-    if let Some(tokens) = tokens {
-        paths.push(tokens.clone());
-        if let Ok(mut entries) = tokio::fs::read_dir(tokens).await {
-            while let Ok(Some(entry)) = entries.next_entry().await {
-                paths.push(entry.path());
-            }
+/// Tells one content of a file from the next. A file replaced by one of the same age and length is another inode,
+/// and one written in place gets another change time.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    changed: (i64, i64),
+    bytes: u64,
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            inode: (meta.dev(), meta.ino()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            bytes: meta.len(),
         }
     }
-    paths.sort();
-    let mut stamps = Vec::new();
-    for path in paths {
-        let meta = tokio::fs::metadata(&path).await.ok();
-        let stamp = meta.and_then(|meta| Some((meta.modified().ok()?, meta.len())));
-        stamps.push((path, stamp));
-    }
-    stamps
 }
