@@ -2,8 +2,8 @@
 //!
 //! A vCPU thread that leaves the guest with a port or MMIO access looks the address up in a [`Bus`]
 //! and calls the device under its lock. Everything slower than a register access belongs to the
-//! main thread: a device that needs it implements `event_manager::MutEventSubscriber` as well, and
-//! the machine registers it with the one event loop of the process.
+//! main thread: a device that needs it has its descriptors watched (`virtio::poll`) by the one event
+//! loop of the process.
 //!
 //! Across a fork only memory survives: file descriptors registered with an epoll instance, threads
 //! and KVM handles do not. So a device is *saved* into plain serialisable data (`save`), and in the

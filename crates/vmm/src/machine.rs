@@ -103,6 +103,17 @@ impl Frozen {
         })
     }
 
+    /// The machine without its shared part, and that part: for [`Frozen::with`].
+    pub(crate) fn apart(mut self) -> (Frozen, Result<MsrDefaults, Arc<MsrDefaults>>) {
+        let defaults = Arc::try_unwrap(std::mem::take(&mut self.defaults));
+        (self, defaults)
+    }
+
+    /// The machine with a shared part put back.
+    pub(crate) fn with(self, defaults: Arc<MsrDefaults>) -> Frozen {
+        Frozen { defaults, ..self }
+    }
+
     /// The machine as it goes into a file.
     pub fn state(&self) -> MachineState {
         MachineState {

@@ -31,6 +31,9 @@ pub enum Error {
     /// Privileges could not be dropped.
     #[error(transparent)]
     Jail(#[from] jail::Error),
+    /// No descriptors left.
+    #[error("cannot share the template's disks: raise the limit on open files (ulimit -n)")]
+    Disks(#[source] std::io::Error),
 }
 
 /// The descriptors that came along for one child.
@@ -60,8 +63,8 @@ impl Given {
         }
     }
 
-    /// The controller, and what devices need. `disks` are those of the template.
-    pub fn into_parts(self, disks: Vec<File>) -> (Controller, Resources) {
+    /// The controller, and what devices need but for the disks.
+    pub fn into_parts(self) -> (Controller, Resources) {
         let controller = Controller::new(Channel::from(self.control), self.rendezvous);
         let control = controller
             .channel()
@@ -72,7 +75,7 @@ impl Given {
             controller,
             Resources {
                 control,
-                disks,
+                disks: Vec::new(),
                 tap,
                 vsock,
                 console,
@@ -111,11 +114,12 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Turns a forked copy of a template into a running machine: VM, state, privileges, threads.
+    /// Turns a forked copy of a template into a running machine: VM, state, privileges, threads. The
+    /// disks of `resources` are the template's, whatever they were.
     pub fn be_born(
         birth: Birth,
         child: &Child,
-        resources: Resources,
+        mut resources: Resources,
         controller: &mut Controller,
     ) -> Result<Sandbox, Error> {
         let mut watch = Stopwatch::from(birth.at);
@@ -131,6 +135,8 @@ impl Sandbox {
             disks,
             ..
         } = birth;
+        let shared: Result<_, _> = disks.iter().map(File::try_clone).collect();
+        resources.disks = shared.map_err(Error::Disks)?;
         let machine =
             Machine::restore(&host, &memory, &frozen, resources, &mut watch, &mut stages)?;
         jail::name_process(&child.id);

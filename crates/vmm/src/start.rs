@@ -135,7 +135,7 @@ pub enum Error {
     Devices(#[from] devices::Error),
     /// The guest cannot be loaded.
     #[error(transparent)]
-    Boot(#[from] boot::Error),
+    Boot(#[from] boot::machine::Error),
     /// The guest's memory is too small for what is loaded.
     #[error("cannot load the guest into its memory: give the machine more")]
     Load(#[source] vm_memory::GuestMemoryError),
@@ -374,18 +374,17 @@ fn resources(
     controller: &Controller,
     disks: &[File],
     fds: [Option<RawFd>; 3],
-) -> Result<Option<Resources>, Error> {
-    let Some(control) = controller.channel().cloned() else {
-        return Ok(None);
-    };
+) -> Result<Resources, Error> {
+    let control = controller.channel().cloned();
+    let control = control.expect("a process that boots a machine was given a control socket");
     let disks: Result<_, _> = disks.iter().map(File::try_clone).collect();
     let disks = disks.map_err(machine::Error::Prepare)?;
     let [tap, vsock, console] = fds.map(inherited);
-    Ok(Some(Resources {
+    Ok(Resources {
         control,
         disks,
         tap: tap?,
         vsock: vsock?,
         console: console?,
-    }))
+    })
 }

@@ -123,6 +123,49 @@ pub fn one_malloc_arena() {
     }
 }
 
+/// Sizes that cover whatever is free in a heap: large ones in strides, small ones each, because the
+/// allocator keeps small blocks by size. Descending, so that rests are found too.
+fn every_size() -> impl Iterator<Item = usize> {
+    let large = (11..=20).rev().map(|shift| 1 << shift);
+    large.chain(
+        (1..=HEAP_BLOCK_SMALL / 16)
+            .rev()
+            .map(|sixteens| sixteens * 16),
+    )
+}
+
+/// Largest block that glibc's per-thread cache keeps.
+const HEAP_BLOCK_SMALL: usize = 1032;
+
+/// Takes all that is free in the heap out of circulation, for good: what is allocated from now on is
+/// side by side in fresh pages.
+///
+/// A template's heap is shared by all its forks until they write to it. Loading leaves holes all over
+/// it, and a fork that puts its few blocks into those holes copies every page of it. Costs the template
+/// some ten pages once, and saves each of its forks as many.
+pub fn retire_heap() {
+    // SAFETY: sbrk(0) only tells where the heap ends.
+    let end = unsafe { libc::sbrk(0) } as usize;
+    for size in every_size() {
+        loop {
+            // SAFETY: malloc has no precondition; the block is freed below or never.
+            let block = unsafe { libc::malloc(size) };
+            if block.is_null() {
+                break;
+            }
+            if (block as usize) < end {
+                continue;
+            }
+            if size > HEAP_BLOCK_SMALL {
+                // SAFETY: the block came from malloc above and nobody else knows it. A small one would
+                // go to the cache of its size, and be a hole again: it is kept.
+                unsafe { libc::free(block) };
+            }
+            break;
+        }
+    }
+}
+
 /// Ends the process without running destructors: a VM's mappings and descriptors are the kernel's
 /// to release.
 pub fn exit_now(code: i32) -> ! {

@@ -57,18 +57,19 @@ impl Template {
     }
 
     /// Serves requests. Returns in a forked child as the new sandbox, or at the end.
-    pub fn serve(mut self: Box<Self>) -> Role {
+    pub fn serve(self: Box<Self>) -> Role {
+        let mut this = self.settled();
         loop {
-            if let Some(end) = self.wait() {
+            if let Some(end) = this.wait() {
                 return end;
             }
-            match self.controller.hear() {
+            match this.controller.hear() {
                 Heard::Request(seq, request, fds) => {
                     let at = Instant::now();
-                    if let Some(role) = self.handle(seq, request, fds, at) {
+                    if let Some(role) = this.handle(seq, request, fds, at) {
                         // Freeing what the template holds would only copy pages it shares with its
                         // forks: everything that must be closed has been.
-                        std::mem::forget(self);
+                        std::mem::forget(this);
                         return role;
                     }
                 }
@@ -76,6 +77,22 @@ impl Template {
                 Heard::Gone => return Role::End(0),
             }
         }
+    }
+
+    /// Loading is over: what forks write to comes to lie side by side, with nothing else around it.
+    fn settled(self: Box<Self>) -> Box<Template> {
+        let mut this = unboxed(self);
+        let host = Arc::try_unwrap(this.host);
+        let memory = Arc::try_unwrap(this.memory);
+        let disks = Arc::try_unwrap(this.disks);
+        let frozen = Arc::try_unwrap(this.frozen).map(Frozen::apart);
+        // In this order: their old places must not be taken again.
+        sys::retire_heap();
+        this.host = moved(host);
+        this.memory = moved(memory);
+        this.frozen = moved(frozen.map(|(frozen, defaults)| frozen.with(moved(defaults))));
+        this.disks = moved(disks);
+        Box::new(this)
     }
 
     /// Waits until the controller has something to say; looks after the writer meanwhile.
@@ -206,8 +223,7 @@ impl Template {
             disks: self.disks.clone(),
             at,
         };
-        let disks: Result<Vec<_>, _> = self.disks.iter().map(File::try_clone).collect();
-        let (controller, resources) = given.into_parts(disks.unwrap_or_default());
+        let (controller, resources) = given.into_parts();
         // Replacing the template's own controller closes its sockets in this process.
         self.controller = controller;
         let channel = self.controller.channel().cloned();
@@ -265,6 +281,17 @@ impl Template {
         }
         None
     }
+}
+
+/// The value itself; its old place is free when this returns.
+#[expect(clippy::boxed_local, reason = "to free the box is the point")]
+fn unboxed<T>(value: Box<T>) -> T {
+    *value
+}
+
+/// What was unwrapped, in a new place; what somebody else refers to stays where it is.
+fn moved<T>(unwrapped: Result<T, Arc<T>>) -> Arc<T> {
+    unwrapped.map_or_else(|shared| shared, Arc::new)
 }
 
 /// Whether children can be given users and cgroups.

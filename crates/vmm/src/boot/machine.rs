@@ -78,9 +78,17 @@ fn set_up(
     let tables = cpu::cpuid(&host.cpuid(), number, cpus);
     fd.set_cpuid2(&tables)
         .map_err(failed("set the CPU's features"))?;
-    let msrs = Msrs::from_entries(&cpu::msrs()).expect("a handful");
-    fd.set_msrs(&msrs)
+    let entries = cpu::msrs();
+    let msrs = Msrs::from_entries(&entries).expect("a handful");
+    let written = fd
+        .set_msrs(&msrs)
         .map_err(failed("set the model-specific registers"))?;
+    if let Some(refused) = entries.get(written) {
+        return Err(kvm::Error::Msr {
+            index: refused.index,
+            value: refused.data,
+        });
+    }
     if number > 0 {
         return Ok(());
     }

@@ -100,26 +100,10 @@ impl Set {
             .map(|cid| slots.put(Vsock::new(u64::from(cid), listener)));
         let rng = slots.put(Rng);
         let sink = Sink::new(handles.console.map(File::from));
-        let console = shared(Console::new(sink, (wiring.irq)(layout::SERIAL_GSI)));
+        let console = Console::new(sink, (wiring.irq)(layout::SERIAL_GSI));
         let line = (wiring.irq)(layout::GENERATION_GSI);
-        let generation = shared(Generation::new(wiring.memory.clone(), line)?);
-        let power = shared(Power::new(wiring.power.clone()));
-        let keyboard = shared(Keyboard::new(wiring.power.clone()));
-        let poller = Poller::new().map_err(Error::Watch)?;
-        let set = Self {
-            plan,
-            disks,
-            net,
-            vsock,
-            rng,
-            console,
-            generation,
-            power,
-            keyboard,
-            poller,
-        };
-        set.watch().map_err(Error::Watch)?;
-        Ok(set)
+        let generation = Generation::new(wiring.memory.clone(), line)?;
+        Self::assemble(plan, disks, net, vsock, rng, (console, generation), wiring)
     }
 
     /// Makes the devices of a copy of a machine. Call [`Set::resume`] before its first instruction.
@@ -167,21 +151,30 @@ impl Set {
         let state: GenerationState = get(saved, GENERATION)?;
         let line = (wiring.irq)(layout::GENERATION_GSI);
         let generation = Generation::restore(&state, wiring.memory.clone(), line);
-        let power = shared(Power::new(wiring.power.clone()));
-        let keyboard = shared(Keyboard::new(wiring.power.clone()));
-        let (console, generation) = (shared(console), shared(generation));
-        let poller = Poller::new().map_err(Error::Watch)?;
+        Self::assemble(plan, disks, net, vsock, rng, (console, generation), wiring)
+    }
+
+    /// Puts made devices together with those that have no state, and watches their descriptors.
+    fn assemble<I>(
+        plan: Plan,
+        disks: Vec<Shared<Transport<Block>>>,
+        net: Option<Shared<Transport<Net>>>,
+        vsock: Option<Shared<Transport<Vsock>>>,
+        rng: Shared<Transport<Rng>>,
+        (console, generation): (Console, Generation),
+        wiring: &Wiring<'_, I>,
+    ) -> Result<Self, Error> {
         let set = Self {
             plan,
             disks,
             net,
             vsock,
             rng,
-            console,
-            generation,
-            power,
-            keyboard,
-            poller,
+            console: shared(console),
+            generation: shared(generation),
+            power: shared(Power::new(wiring.power.clone())),
+            keyboard: shared(Keyboard::new(wiring.power.clone())),
+            poller: Poller::new().map_err(Error::Watch)?,
         };
         set.watch().map_err(Error::Watch)?;
         Ok(set)
