@@ -3,8 +3,10 @@
 //! Blocking, without an async runtime: async callers come through a thread that may block. Nothing
 //! here knows snapshots, sandboxes or engines.
 
+pub mod cgroup;
 pub mod facts;
 pub mod file;
+pub mod net;
 pub mod orphans;
 pub mod process;
 pub mod sparse;

@@ -39,3 +39,45 @@ pub(crate) fn time_stamp() -> u64 {
     // forbid it (PR_SET_TSC), which nothing here does.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
+
+/// Gives this thread a network namespace of its own.
+pub(crate) fn unshare_network() -> io::Result<()> {
+    // SAFETY: only with CLONE_FILES do other threads come to share less than the program was written for; a network
+    // namespace holds no memory and no file descriptors.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+    Ok(())
+}
+
+/// `struct ifreq` as TUNSETIFF reads it; linux/if.h.
+#[repr(C)]
+struct TapRequest {
+    name: [u8; 16],
+    flags: u16,
+    padding: [u8; 22],
+}
+
+const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 202);
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+
+/// Makes this open `/dev/net/tun` the far end of a new tap device.
+pub(crate) fn attach_tap(control: &std::fs::File, name: &str) -> io::Result<()> {
+    let mut request = TapRequest {
+        name: [0; 16],
+        flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR,
+        padding: [0; 22],
+    };
+    // One byte stays zero: the kernel reads the name as a C string.
+    if name.is_empty() || name.len() >= request.name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: TUNSETIFF reads a `struct ifreq` of 40 bytes, which `TapRequest` is, and keeps no pointer to it. Its
+    // number encodes an int, for historical reasons, but that is only a number.
+    unsafe {
+        let call = rustix::ioctl::Updater::<TUNSETIFF, TapRequest>::new(&mut request);
+        rustix::ioctl::ioctl(control, call)?;
+    }
+    Ok(())
+}

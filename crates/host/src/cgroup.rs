@@ -1,0 +1,312 @@
+//! Control groups, version 2: a leaf with limits for every VM.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+#[cfg(test)]
+mod tests;
+
+/// The controllers that limits need.
+pub const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "io"];
+
+/// How long the processes of a killed group may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// The length over which `cpu.max` counts, microseconds; the kernel's own default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Why a group cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No version 2 hierarchy.
+    #[error(
+        "no cgroup v2 is mounted; boot with systemd.unified_cgroup_hierarchy=1, or mount it at /sys/fs/cgroup"
+    )]
+    NotMounted,
+    /// The kernel, or whoever mounted it, does not offer a controller.
+    #[error("the cgroup {} cannot limit {controller}; enable that controller in it and in every group above", .path.display())]
+    Controller {
+        /// The group.
+        path: PathBuf,
+        /// The controller.
+        controller: String,
+    },
+    /// A step failed.
+    #[error("cannot {step} the cgroup {}; this needs root, and under systemd Delegate=yes", .path.display())]
+    Step {
+        /// What was being done.
+        step: &'static str,
+        /// The group or its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Processes did not end.
+    #[error("processes in the cgroup {} do not end", .path.display())]
+    Busy {
+        /// The group.
+        path: PathBuf,
+    },
+}
+
+/// What a group may use; `None` is without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory in bytes. Swap is refused then, or a limit would only move the trouble.
+    pub memory_bytes: Option<u64>,
+    /// Processor time in thousandths of one processor.
+    pub cpu_milli: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Bytes a second, read and written, of each of these block devices.
+    pub io: Option<IoLimit>,
+}
+
+/// A limit on one block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimit {
+    /// Major and minor number.
+    pub device: (u32, u32),
+    /// Bytes read a second.
+    pub read_bps: u64,
+    /// Bytes written a second.
+    pub write_bps: u64,
+}
+
+/// A group that leaves are made in.
+#[derive(Debug, Clone)]
+pub struct Root {
+    path: PathBuf,
+    controllers: Vec<String>,
+}
+
+/// A group of one VM. Dropping it leaves it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    path: PathBuf,
+}
+
+/// What a group has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory in use, bytes.
+    pub memory_bytes: u64,
+    /// Processor time, microseconds.
+    pub cpu_us: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// How often a process was killed because memory ran out.
+    pub oom_kills: u64,
+}
+
+/// Where version 2 is mounted, read from the mount table.
+pub fn mount_point() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounted(&mounts)
+}
+
+fn mounted(mountinfo: &str) -> Option<PathBuf> {
+    // `36 35 98:0 /root /mount/point options - type source options`: proc(5).
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (after.split(' ').next()? == "cgroup2")
+            .then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+impl Root {
+    /// Makes a group for leaves, if need be, and has it hand on every controller there is. What there is not is no
+    /// error here: [`Root::controllers`] tells, and [`Root::leaf`] refuses a limit that nobody would enforce.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let above = path
+            .parent()
+            .filter(|above| above.join("cgroup.controllers").exists());
+        let above = above.ok_or(Error::NotMounted)?;
+        hand_on(above);
+        make(path)?;
+        hand_on(path);
+        let handed = path.join("cgroup.subtree_control");
+        let text = fs::read_to_string(&handed).map_err(step("read", &handed))?;
+        Ok(Self {
+            path: path.to_owned(),
+            controllers: text.split_whitespace().map(str::to_owned).collect(),
+        })
+    }
+
+    /// The controllers that leaves have.
+    pub fn controllers(&self) -> &[String] {
+        &self.controllers
+    }
+
+    /// The path of the group.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a leaf with limits.
+    pub fn leaf(&self, name: &str, limits: &Limits) -> Result<Leaf, Error> {
+        let leaf = Leaf {
+            path: self.path.join(name),
+        };
+        make(&leaf.path)?;
+        match self.limit(&leaf, limits) {
+            Ok(()) => Ok(leaf),
+            Err(e) => {
+                // Half-limited is unlimited.
+                let _ = fs::remove_dir(&leaf.path);
+                Err(e)
+            }
+        }
+    }
+
+    /// Sets the limits of a leaf that has none, or others.
+    pub fn limit(&self, leaf: &Leaf, limits: &Limits) -> Result<(), Error> {
+        for (controller, file, value) in settings(limits) {
+            if self.controllers.iter().any(|known| known == controller) {
+                leaf.write(file, &value)?;
+            } else if value != "max" && !value.starts_with("max ") {
+                return Err(Error::Controller {
+                    path: self.path.clone(),
+                    controller: controller.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The leaves there are whose names begin so.
+    pub fn leaves(&self, prefix: &str) -> Result<Vec<Leaf>, Error> {
+        let entries = fs::read_dir(&self.path).map_err(step("list", &self.path))?;
+        let dirs = entries
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        let named = dirs.filter(|e| e.file_name().to_string_lossy().starts_with(prefix));
+        Ok(named.map(|e| Leaf { path: e.path() }).collect())
+    }
+}
+
+/// What is written where: controller, file, value.
+fn settings(limits: &Limits) -> Vec<(&'static str, &'static str, String)> {
+    let number = |limit: Option<u64>| limit.map_or_else(|| "max".to_owned(), |n| n.to_string());
+    let cpu = match limits.cpu_milli {
+        Some(milli) => format!("{} {CPU_PERIOD_US}", milli * CPU_PERIOD_US / 1000),
+        None => format!("max {CPU_PERIOD_US}"),
+    };
+    let mut settings = vec![
+        ("memory", "memory.max", number(limits.memory_bytes)),
+        ("cpu", "cpu.max", cpu),
+        ("pids", "pids.max", number(limits.pids)),
+    ];
+    if limits.memory_bytes.is_some() {
+        settings.push(("memory", "memory.swap.max", "0".to_owned()));
+    }
+    if let Some(io) = limits.io {
+        let (major, minor) = io.device;
+        let value = format!("{major}:{minor} rbps={} wbps={}", io.read_bps, io.write_bps);
+        settings.push(("io", "io.max", value));
+    }
+    settings
+}
+
+impl Leaf {
+    /// A leaf that exists.
+    pub fn at(path: PathBuf) -> Option<Self> {
+        path.is_dir().then_some(Self { path })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens it, for `CLONE_INTO_CGROUP` or to hand on.
+    pub fn open(&self) -> Result<OwnedFd, Error> {
+        let file = File::open(&self.path).map_err(step("open", &self.path))?;
+        Ok(file.into())
+    }
+
+    /// Moves a process, with all its threads, into it.
+    pub fn add(&self, pid: u32) -> Result<(), Error> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// What it has used. Figures of controllers that it has not are zero.
+    pub fn usage(&self) -> Usage {
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let number = |file: &str| read(file).trim().parse().unwrap_or_default();
+        Usage {
+            memory_bytes: number("memory.current"),
+            cpu_us: field(&read("cpu.stat"), "usage_usec"),
+            pids: number("pids.current"),
+            oom_kills: field(&read("memory.events"), "oom_kill"),
+        }
+    }
+
+    /// Kills whatever runs in it, waits until that is gone, and removes it. Having none is no error.
+    pub fn remove(&self) -> Result<(), Error> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        // A kernel before 5.14 has no such file; then only an empty group can be removed.
+        let _ = self.write("cgroup.kill", "1");
+        let started = Instant::now();
+        loop {
+            match fs::remove_dir(&self.path) {
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(step("remove", &self.path)(e));
+                }
+                _ => return Ok(()),
+            }
+            if started.elapsed() > GONE_WITHIN {
+                return Err(Error::Busy {
+                    path: self.path.clone(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), Error> {
+        let path = self.path.join(file);
+        fs::write(&path, value).map_err(step("write", &path))
+    }
+}
+
+fn make(path: &Path) -> Result<(), Error> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(step("make", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// One controller at a time: one that is not there must not keep the others away.
+fn hand_on(path: &Path) {
+    for controller in CONTROLLERS {
+        let _ = fs::write(
+            path.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+    }
+}
+
+fn step<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
+    move |source| Error::Step {
+        step,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A figure of a file of `name value` lines.
+fn field(text: &str, name: &str) -> u64 {
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or_default()
+}
