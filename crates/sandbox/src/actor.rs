@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use forkd_engine::{Exit, SaveReport, SaveSpec, Vm};
+use forkd_engine::{Branch, BranchSpec, Exit, SaveReport, SaveSpec, Vm};
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -20,7 +20,7 @@ use tracing::{Instrument, error, info, warn};
 use crate::machine::{Effect, Input, Machine, Refused, State};
 use crate::record::{Records, SandboxRecord};
 use crate::view::{ForkStages, SandboxStatus, SandboxView};
-use crate::{Error, console, guest, limits};
+use crate::{Error, console, crash, guest, limits};
 
 mod handle;
 
@@ -80,6 +80,10 @@ enum Outcome {
     Saved(
         Result<SaveReport, Error>,
         oneshot::Sender<Result<SaveReport, Error>>,
+    ),
+    Branched(
+        Result<Branch, Error>,
+        oneshot::Sender<Result<Branch, Error>>,
     ),
 }
 
@@ -205,6 +209,10 @@ impl Actor {
                 self.apply(Input::Freeze, Some(Reply::Save(spec, reply)))
                     .await;
             }
+            Event::Request(Request::Branch(spec, reply)) => {
+                self.apply(Input::Freeze, Some(Reply::Branch(spec, reply)))
+                    .await;
+            }
         }
     }
 
@@ -222,6 +230,7 @@ impl Actor {
                 self.apply(Input::Greeted(result), None).await;
             }
             Outcome::Switched(result, reply) => {
+                crash::point("sandbox: vCPUs switched");
                 let told = result.as_ref().map(|&()| ()).map_err(Error::chain);
                 self.apply(Input::Switched(told), None).await;
                 if let Some(reply) = reply {
@@ -231,6 +240,12 @@ impl Actor {
             Outcome::Saved(result, reply) => {
                 self.record.branches += u32::from(result.is_ok());
                 self.apply(Input::Frozen, None).await;
+                let _ = reply.send(result);
+            }
+            Outcome::Branched(result, reply) => {
+                self.record.branches += u32::from(result.is_ok());
+                self.apply(Input::Frozen, None).await;
+                // Nobody may wait any more: then the branch's template goes with its handle.
                 let _ = reply.send(result);
             }
         }
@@ -296,6 +311,7 @@ impl Actor {
 
     async fn persist(&mut self, state: State) {
         self.record.state = state.clone();
+        crash::unrecorded(&state);
         let record = &self.record;
         let written = match &state {
             State::Ended { .. } => self.context.records.remove(&record.id).await,
@@ -312,6 +328,7 @@ impl Actor {
             // world anyway.
             error!(error = %e, "record not written");
         }
+        crash::recorded(&self.record.state);
         self.view.send_replace(view_of(&self.record, self.stages));
     }
 
@@ -355,19 +372,22 @@ impl Actor {
     }
 
     fn save(&mut self, reply: Option<Reply>) {
-        let (Some((vm, client)), Some(Reply::Save(spec, reply))) = (self.vm.get(), reply) else {
+        let Some((vm, client)) = self.vm.get() else {
             return;
         };
         let (vm, client) = (Arc::clone(vm), client.clone());
-        self.pending = Some(Box::pin(async move {
-            // A fork must not find itself inside somebody else's conversation.
-            client.disconnect().await;
-            let saved = tokio::time::timeout(limits::SAVE_TIMEOUT, vm.save(spec)).await;
-            let result = saved
-                .map_err(|_| timed_out("branch"))
-                .and_then(|r| r.map_err(Error::from));
-            Outcome::Saved(result, reply)
-        }));
+        self.pending = match reply {
+            Some(Reply::Save(spec, reply)) => Some(Box::pin(async move {
+                // A fork must not find itself inside somebody else's conversation.
+                client.disconnect().await;
+                Outcome::Saved(in_time(vm.save(spec)).await, reply)
+            })),
+            Some(Reply::Branch(spec, reply)) => Some(Box::pin(async move {
+                client.disconnect().await;
+                Outcome::Branched(in_time(vm.branch(spec)).await, reply)
+            })),
+            Some(Reply::Switch(_)) | None => return,
+        };
     }
 
     /// Kills the VM and removes its files. What cannot be removed is logged and left to the next sweep.
@@ -382,6 +402,7 @@ impl Actor {
             }
         }
         self.exited = None;
+        crash::point("sandbox: VM killed");
         let dir = self.context.run_dir.join(self.record.id.as_str());
         if let Err(e) = tokio::fs::remove_dir_all(&dir).await
             && e.kind() != std::io::ErrorKind::NotFound
@@ -403,6 +424,16 @@ impl Actor {
 enum Reply {
     Switch(oneshot::Sender<Result<(), Error>>),
     Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
+    Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
+}
+
+async fn in_time<T>(
+    work: impl Future<Output = Result<T, forkd_engine::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limits::SAVE_TIMEOUT, work).await {
+        Ok(result) => result.map_err(Error::from),
+        Err(_) => Err(timed_out("branch")),
+    }
 }
 
 fn refuse(id: &SandboxId, refused: Refused, reply: Option<Reply>) {
@@ -416,6 +447,7 @@ fn refuse(id: &SandboxId, refused: Refused, reply: Option<Reply>) {
     match reply {
         Some(Reply::Switch(reply)) => drop(reply.send(Err(error))),
         Some(Reply::Save(_, reply)) => drop(reply.send(Err(error))),
+        Some(Reply::Branch(_, reply)) => drop(reply.send(Err(error))),
         None => {}
     }
 }

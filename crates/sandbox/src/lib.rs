@@ -9,6 +9,7 @@ mod actor;
 mod admission;
 mod console;
 mod convert;
+pub mod crash;
 mod error;
 pub mod guest;
 mod ids;

@@ -12,6 +12,10 @@ pub const VCPUS: RangeInclusive<u64> = 1..=32;
 /// Forks in one request.
 pub const FORKS: RangeInclusive<u64> = 1..=1000;
 
+/// Forks of one request that are under way at once; the others wait for their turn. More would not be faster on any
+/// machine, and everything else the daemon does would queue behind them.
+pub const FORKS_AT_ONCE: usize = 64;
+
 /// Environment and metadata of one request, bytes together. An `execve` in the guest allows 128 KiB per string.
 pub const ENV_BYTES: usize = 64 * 1024;
 
@@ -30,6 +34,9 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Freezing a VM into files; bounded by writing all of memory to a slow disk.
 pub const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long the end of the daemon waits for branches that are being written.
+pub const WRITE_AT_CLOSE: Duration = Duration::from_secs(60);
 
 /// How long a killed VM process may take to be gone.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(30);

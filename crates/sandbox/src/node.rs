@@ -20,6 +20,7 @@ use crate::spec::NodeConfig;
 use crate::view::{Close, MemoryUse, SandboxStatus, SandboxView};
 use crate::{Error, guest, limits};
 
+mod behind;
 mod branch;
 mod build;
 mod fork;
@@ -157,6 +158,7 @@ impl Node {
                 handle.ended().await;
             }
         }
+        self.settle_branches().await;
         self.inner.templates.close_all().await;
         self.inner.tasks.close();
         if how == Close::KillAll {
@@ -182,11 +184,11 @@ impl Node {
     /// Keeps the memory of ended sandboxes bounded.
     fn forget_old(&self) {
         let mut sandboxes = self.lock();
+        let ended = |handle: &Handle| handle.status() == SandboxStatus::Ended;
         let mut ended: Vec<(u64, SandboxId)> = sandboxes
             .iter()
-            .map(|(id, handle)| (handle.view(), id))
-            .filter(|(view, _)| view.status == SandboxStatus::Ended)
-            .map(|(view, id)| (view.created_at_unix, id.clone()))
+            .filter(|(_, handle)| ended(handle))
+            .map(|(id, handle)| (handle.view().created_at_unix, id.clone()))
             .collect();
         ended.sort_unstable();
         let excess = ended.len().saturating_sub(limits::ENDED_KEPT);

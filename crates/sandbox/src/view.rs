@@ -11,9 +11,9 @@ use forkd_wire::id::{SandboxId, Tag};
 pub enum SnapshotStatus {
     /// Its files are being written.
     Writing,
-    /// It can be forked.
+    /// It is on disk.
     Ready,
-    /// It cannot be forked; [`SnapshotView::problem`] says why.
+    /// It cannot be used, or is in memory only; [`SnapshotView::problem`] says why.
     Failed,
 }
 
@@ -26,9 +26,11 @@ pub struct SnapshotView {
     pub id: String,
     /// Where its files are.
     pub dir: PathBuf,
-    /// Whether it can be forked.
+    /// How it stands on disk.
     pub status: SnapshotStatus,
-    /// Why it cannot.
+    /// Whether it can be forked: a branch can be before it is written, and where that failed.
+    pub bootable: bool,
+    /// Why it failed.
     pub problem: Option<String>,
     /// Seconds since the Unix epoch.
     pub created_at_unix: u64,

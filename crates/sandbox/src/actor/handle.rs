@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use forkd_engine::{SaveReport, SaveSpec, Vm};
+use forkd_engine::{Branch, BranchSpec, SaveReport, SaveSpec, Vm};
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,7 @@ pub(crate) enum Request {
     Pause(oneshot::Sender<Result<(), Error>>),
     Resume(oneshot::Sender<Result<(), Error>>),
     Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
+    Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
 }
 
 /// A cheap handle on a sandbox.
@@ -34,6 +35,11 @@ pub(crate) struct Handle {
 impl Handle {
     pub(crate) fn view(&self) -> SandboxView {
         self.view.borrow().clone()
+    }
+
+    /// Where it is in its life; cheaper than all of [`Handle::view`].
+    pub(crate) fn status(&self) -> SandboxStatus {
+        self.view.borrow().status
     }
 
     /// The VM and its agent, once it was forked.

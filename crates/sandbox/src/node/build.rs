@@ -19,7 +19,7 @@ use super::{Node, blocking, cancelled_error, templates};
 use crate::actor::chain;
 use crate::spec::{SnapshotRequest, Warm};
 use crate::view::{SnapshotOutcome, SnapshotStages, SnapshotStep};
-use crate::{Error, admission, console, guest, limits};
+use crate::{Error, admission, console, crash, guest, limits};
 
 type Steps = Option<mpsc::UnboundedSender<SnapshotStep>>;
 
@@ -42,6 +42,7 @@ impl Node {
         cancelled: CancellationToken,
     ) -> Result<SnapshotOutcome, Error> {
         let draft = self.begin_draft(&request).await?;
+        crash::point("snapshot: draft begun");
         let id = format!("parent-{}", draft.id());
         let run_dir = self.inner.config.run_dir.join(&id);
         templates::make_dir(&run_dir).await?;
@@ -51,11 +52,13 @@ impl Node {
             () = cancelled.cancelled() => Err(cancelled_error()),
         };
         self.clear_parent(&run_dir).await;
+        crash::point("snapshot: parent gone");
         let mut stages = frozen?;
         tell(&steps, SnapshotStep::Publishing);
         let publishing = Instant::now();
         let manifest = self.manifest(&request, &stages).await?;
         let snapshot = blocking(move || draft.publish(manifest)).await??;
+        crash::point("snapshot: published");
         stages.save += publishing.elapsed();
         Ok(SnapshotOutcome {
             snapshot: super::images::view(&snapshot),
@@ -64,6 +67,7 @@ impl Node {
     }
 
     async fn begin_draft(&self, request: &SnapshotRequest) -> Result<Draft, Error> {
+        self.inner.templates.behind.refuse_taken(&request.tag)?;
         let (store, tag) = (self.inner.store.clone(), request.tag.clone());
         let bytes = request.memory_mib * 1024 * 1024 + limits::DISK_FLOOR_BYTES;
         let draft = blocking(move || {
@@ -116,10 +120,12 @@ impl Node {
         steps: &Steps,
     ) -> Result<SnapshotStages, Error> {
         parent.answers(request.boot_timeout).await?;
+        crash::point("snapshot: parent booted");
         let boot = started.elapsed();
         tell(steps, SnapshotStep::Warming);
         let warming = Instant::now();
         parent.warm(request).await?;
+        crash::point("snapshot: parent warm");
         let warm = warming.elapsed();
         tell(steps, SnapshotStep::Saving);
         let saving = Instant::now();
@@ -130,6 +136,7 @@ impl Node {
         };
         let saved = tokio::time::timeout(limits::SAVE_TIMEOUT, parent.vm.save(spec)).await;
         saved.map_err(|_| too_long("saving the parent", limits::SAVE_TIMEOUT))??;
+        crash::point("snapshot: parent saved");
         Ok(SnapshotStages {
             boot,
             warm,

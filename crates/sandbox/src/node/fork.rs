@@ -4,21 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forkd_engine::{ForkSpec, Template, Vm};
+use forkd_host::file;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::templates::{Loaded, make_dir};
-use super::{Node, cancelled_error, now_unix};
-use crate::actor::{self, Fork, Handle};
+use super::templates::Loaded;
+use super::{Node, blocking, cancelled_error, now_unix};
+use crate::actor::{self, Fork, Handle, chain};
 use crate::machine::State;
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
 use crate::view::{ForkOutcome, SandboxStatus, SandboxView};
-use crate::{Error, admission, ids};
+use crate::{Error, admission, crash, ids, limits};
 
 type VmSender = oneshot::Sender<Result<Arc<dyn Vm>, String>>;
 
@@ -54,10 +56,18 @@ impl Node {
         }
         let records = new_records(&request, &loaded, self.engine())?;
         inner.context.records.insert(records.clone()).await?;
+        crash::point("fork: recorded");
         let children = self.start_actors(records, &request, requested)?;
         let ids: Vec<Handle> = children.iter().map(|c| c.handle.clone()).collect();
         let _stops = StopOnCancel::watch(&inner.tasks, cancelled.clone(), ids);
-        let outcomes = join_all(children.into_iter().map(|child| self.child(&loaded, child))).await;
+        let dirs = self.make_dirs(&children).await;
+        let work = children
+            .into_iter()
+            .map(|child| self.child(&loaded, child, &dirs));
+        let outcomes = futures_util::stream::iter(work)
+            .buffered(limits::FORKS_AT_ONCE)
+            .collect()
+            .await;
         let outcome = summary(outcomes, template_ready);
         self.judge(outcome, &request, &cancelled).await
     }
@@ -89,15 +99,39 @@ impl Node {
         Ok(children.collect())
     }
 
+    /// The run directories of all children, made in one go: a thousand small tasks would keep the processors from
+    /// everything else.
+    async fn make_dirs(&self, children: &[Child]) -> Result<(), String> {
+        let dir = |child: &Child| self.inner.config.run_dir.join(child.id.as_str());
+        let dirs: Vec<_> = children.iter().map(dir).collect();
+        let made = blocking(move || dirs.iter().try_for_each(|dir| file::create_dir(dir))).await;
+        crash::point("fork: directory made");
+        match made {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(chain(&e)),
+            Err(e) => Err(e.chain()),
+        }
+    }
+
     /// Brings one fork up, and waits until it runs or has ended.
-    async fn child(&self, loaded: &Loaded, child: Child) -> Result<SandboxView, Error> {
+    async fn child(
+        &self,
+        loaded: &Loaded,
+        child: Child,
+        dirs: &Result<(), String>,
+    ) -> Result<SandboxView, Error> {
         let spec = ForkSpec {
             id: child.id.to_string(),
             run_dir: self.inner.config.run_dir.join(child.id.as_str()),
             lifetime: self.inner.config.lifetime,
             slot: None,
         };
-        let forked = fork_one(loaded.template.as_ref(), spec).await;
+        let forked = match (dirs, child.handle.status()) {
+            (Err(why), _) => Err(Error::new(ErrorCode::Internal, why.clone())),
+            (Ok(()), SandboxStatus::Starting) => fork_one(loaded.template.as_ref(), spec).await,
+            // Stopped while it waited for its turn.
+            (Ok(()), _) => Err(cancelled_error()),
+        };
         let failure = deliver(child.vm, forked).await;
         let view = child.handle.settled().await;
         match (view.status, failure) {
@@ -159,8 +193,8 @@ struct Child {
 }
 
 async fn fork_one(template: &dyn Template, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
-    make_dir(&spec.run_dir).await?;
     let mut results = template.fork(vec![spec]).await;
+    crash::point("fork: VM made");
     match results.pop() {
         Some(result) => result.map_err(Error::from),
         None => Err(Error::new(

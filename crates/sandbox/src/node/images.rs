@@ -6,6 +6,7 @@ use forkd_snapshot::{Dependents, Listed, Snapshot, Status};
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::{SandboxId, Tag};
 
+use super::behind::Behind;
 use super::{Node, blocking};
 use crate::Error;
 use crate::spec::RemoveMode;
@@ -19,14 +20,22 @@ impl Node {
         let store = self.inner.store.clone();
         let root = store.root().to_owned();
         let listed = blocking(move || store.list()).await??;
-        Ok(listed
+        let in_memory = self.inner.templates.behind.all();
+        let mut views: Vec<SnapshotView> = listed
             .into_iter()
             .map(|line| listed_view(line, &root))
-            .collect())
+            .filter(|view| in_memory.iter().all(|behind| behind.view.tag != view.tag))
+            .collect();
+        views.extend(in_memory.iter().map(Behind::view));
+        views.sort_by(|a, b| a.tag.cmp(&b.tag));
+        Ok(views)
     }
 
     /// One snapshot.
     pub async fn snapshot(&self, tag: &Tag) -> Result<SnapshotView, Error> {
+        if let Some(behind) = self.inner.templates.behind.get(tag) {
+            return Ok(behind.view());
+        }
         let (store, wanted) = (self.inner.store.clone(), tag.clone());
         Ok(view(&blocking(move || store.get(&wanted)).await??))
     }
@@ -51,6 +60,7 @@ impl Node {
 
     /// Removes a snapshot.
     pub async fn remove_snapshot(&self, tag: &Tag, mode: RemoveMode) -> Result<(), Error> {
+        let in_memory = self.inner.templates.behind.get(tag).is_some();
         let doomed = self.doomed(tag, mode).await?;
         for tag in &doomed {
             let live = self.live_of(tag);
@@ -63,7 +73,16 @@ impl Node {
                     }
                 }
             }
-            self.close_template(tag).await;
+            if mode == RemoveMode::Refuse {
+                self.refuse_base_of_unwritten(tag)?;
+            }
+            match self.inner.templates.behind.remove(tag) {
+                Some(behind) => behind.give_up().await,
+                None => self.close_template(tag).await,
+            }
+        }
+        if in_memory {
+            return Ok(());
         }
         let dependents = match mode {
             RemoveMode::Refuse => Dependents::Refuse,
@@ -73,6 +92,23 @@ impl Node {
         let (store, tag) = (self.inner.store.clone(), tag.clone());
         blocking(move || store.remove(&tag, dependents)).await??;
         Ok(())
+    }
+
+    /// A branch in memory needs the files below it as one on disk does.
+    fn refuse_base_of_unwritten(&self, tag: &Tag) -> Result<(), Error> {
+        let above = self.inner.templates.behind.all().into_iter();
+        let above: Vec<String> = above
+            .filter(|behind| behind.view.parent.as_ref() == Some(tag))
+            .map(|behind| behind.view.tag.to_string())
+            .collect();
+        if above.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::InUse,
+            format!("snapshot {tag} is the base of {}", above.join(", ")),
+        )
+        .with_remedy("remove those first or all of them with --cascade"))
     }
 
     /// The snapshot and, for a cascade, all that lie over it.
@@ -112,6 +148,8 @@ impl Node {
     /// Writes a snapshot without layers that equals `tag`.
     pub async fn compact(&self, tag: &Tag, to: &Tag) -> Result<SnapshotView, Error> {
         self.refuse_when_closing()?;
+        self.inner.templates.behind.refuse_unwritten(tag)?;
+        self.inner.templates.behind.refuse_taken(to)?;
         let (store, tag, to) = (self.inner.store.clone(), tag.clone(), to.clone());
         Ok(view(&blocking(move || store.flatten(&tag, &to)).await??))
     }
@@ -143,6 +181,7 @@ pub(super) fn view(snapshot: &Snapshot) -> SnapshotView {
         id: manifest.id.to_string(),
         dir: snapshot.dir.clone(),
         status: SnapshotStatus::Ready,
+        bootable: true,
         problem: None,
         created_at_unix: manifest.created_at_ms / 1000,
         engine: manifest.engine.clone(),
@@ -174,6 +213,7 @@ fn listed_view(line: Listed, root: &std::path::Path) -> SnapshotView {
         tag: line.tag,
         id: String::new(),
         status,
+        bootable: false,
         problem: line.problem.map(|damage| crate::actor::chain(&damage)),
         created_at_unix: 0,
         engine: String::new(),

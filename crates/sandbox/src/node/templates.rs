@@ -1,6 +1,7 @@
 //! Warm templates: each snapshot that is forked has one, made at its first fork by whoever comes first.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,17 +14,19 @@ use forkd_wire::id::Tag;
 use tokio::sync::OnceCell;
 use tracing::warn;
 
+use super::behind::Table;
 use super::blocking;
 use crate::actor::chain;
-use crate::{Error, ids};
+use crate::{Error, crash, ids};
 
 /// A template and what it keeps from being removed.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) template: Arc<dyn Template>,
     pub(super) manifest: Manifest,
-    dir: PathBuf,
-    _pin: Pin,
+    /// Where its files are, if it has any of its own.
+    dir: Option<PathBuf>,
+    _pin: Arc<Pin>,
 }
 
 type Cell = Arc<OnceCell<Arc<Loaded>>>;
@@ -31,6 +34,8 @@ type Cell = Arc<OnceCell<Arc<Loaded>>>;
 #[derive(Debug, Default)]
 pub(super) struct Templates {
     cells: Mutex<HashMap<String, Cell>>,
+    /// Branches that are not on disk; their templates are theirs alone.
+    pub(super) behind: Table,
 }
 
 impl Templates {
@@ -42,14 +47,38 @@ impl Templates {
         engine: &Arc<dyn Engine>,
         lifetime: Lifetime,
     ) -> Result<Arc<Loaded>, Error> {
+        if let Some(behind) = self.behind.get(tag) {
+            return behind.forkable();
+        }
         let (opened, wanted) = (store.clone(), tag.clone());
         let snapshot = blocking(move || opened.get(&wanted)).await??;
         let id = snapshot.manifest.id.to_string();
+        self.drop_dead(&id).await;
         let cell = Arc::clone(self.lock().entry(id).or_default());
         let loaded = cell
             .get_or_try_init(|| load(tag, store, engine, lifetime))
             .await?;
         Ok(Arc::clone(loaded))
+    }
+
+    /// Takes over a template of a snapshot that came to disk after it.
+    pub(super) fn put(&self, loaded: Arc<Loaded>) {
+        let id = loaded.manifest.id.to_string();
+        self.lock()
+            .insert(id, Arc::new(OnceCell::new_with(Some(loaded))));
+    }
+
+    /// A template whose process was killed is made anew.
+    async fn drop_dead(&self, id: &str) {
+        let dead = |cell: &Cell| cell.get().is_some_and(|l| !l.template.is_alive());
+        let cell = match self.lock().entry(id.to_owned()) {
+            Entry::Occupied(entry) if dead(entry.get()) => Some(entry.remove()),
+            _ => None,
+        };
+        if let Some(loaded) = cell.and_then(|cell| cell.get().cloned()) {
+            warn!(tag = %loaded.manifest.tag, "the template's process has ended; it is made anew");
+            loaded.close().await;
+        }
     }
 
     /// Lets go of a snapshot's template, if there is one, so that the snapshot can be removed.
@@ -76,8 +105,8 @@ impl Loaded {
     pub(super) fn new(
         template: Arc<dyn Template>,
         manifest: Manifest,
-        dir: PathBuf,
-        pin: Pin,
+        dir: Option<PathBuf>,
+        pin: Arc<Pin>,
     ) -> Self {
         Self {
             template,
@@ -87,14 +116,15 @@ impl Loaded {
         }
     }
 
-    async fn close(&self) {
+    pub(super) async fn close(&self) {
         if let Err(e) = self.template.close().await {
             warn!(error = chain(&e), tag = %self.manifest.tag, "template may have leaked");
         }
-        if let Err(e) = tokio::fs::remove_dir_all(&self.dir).await
+        if let Some(dir) = &self.dir
+            && let Err(e) = tokio::fs::remove_dir_all(dir).await
             && e.kind() != std::io::ErrorKind::NotFound
         {
-            warn!(error = %e, dir = %self.dir.display(), "template files may have leaked");
+            warn!(error = %e, dir = %dir.display(), "template files may have leaked");
         }
     }
 }
@@ -123,15 +153,24 @@ async fn load(
     engine.check_compatibility(&manifest.compatibility).await?;
     let dir = template_dir(store, &manifest.id)?;
     make_dir(&dir).await?;
+    crash::point("template: directory made");
     let spec = TemplateSpec {
-        id: format!("template-{}", manifest.id),
+        id: template_id(&manifest.id),
         run_dir: dir.clone(),
         machine: machine_spec(&manifest)?,
         files: snapshot_files(&pin),
         lifetime,
     };
     match engine.template(spec).await {
-        Ok(template) => Ok(Arc::new(Loaded::new(template, manifest, dir, pin))),
+        Ok(template) => {
+            crash::point("template: made");
+            Ok(Arc::new(Loaded::new(
+                template,
+                manifest,
+                Some(dir),
+                Arc::new(pin),
+            )))
+        }
         Err(e) => {
             // Whatever was made of it is useless; the engine's error is the one to tell.
             let _ = tokio::fs::remove_dir_all(&dir).await;
@@ -144,6 +183,11 @@ async fn load(
 /// twice: a sandbox of an earlier daemon may run on the files of an earlier template.
 pub(super) fn template_dir(store: &Store, id: &SnapshotId) -> Result<PathBuf, Error> {
     Ok(templates_root(store).join(format!("{id}-{}", ids::suffix()?)))
+}
+
+/// What a template is called by its engine; branches name what they lie over so.
+pub(super) fn template_id(id: &SnapshotId) -> String {
+    format!("template-{id}")
 }
 
 pub(super) fn templates_root(store: &Store) -> PathBuf {
