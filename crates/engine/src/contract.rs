@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{
-    BootSpec, Engine, Error, ForkSpec, LayerFiles, Lifetime, MachineSpec, SaveMemory, SaveReport,
-    SaveSpec, SnapshotFiles, Template, TemplateSpec, Vm,
+    BootSpec, BranchSpec, Engine, Error, ForkSpec, LayerFiles, Lifetime, MachineSpec, SaveMemory,
+    SaveReport, SaveSpec, SnapshotFiles, Template, TemplateSpec, Vm,
 };
 
 mod agent;
+mod behind;
 mod branch;
 mod damage;
 mod fork;
@@ -93,6 +94,20 @@ impl World {
             lifetime: Lifetime::DieWithParent,
         };
         self.engine.boot(spec).await.expect("boot")
+    }
+
+    /// Paths of a branch that is written behind.
+    fn behind(&self) -> (BranchSpec, LayerFiles) {
+        let (_, dir) = self.place("behind");
+        let files = LayerFiles {
+            memory: dir.join("memory.bin"),
+            index: dir.join("layer.idx"),
+        };
+        let spec = BranchSpec {
+            files: files.clone(),
+            state: dir.join("state.bin"),
+        };
+        (spec, files)
     }
 
     async fn template(&self, files: SnapshotFiles) -> Result<Arc<dyn Template>, Error> {
@@ -199,6 +214,8 @@ pub async fn check(world: &World) {
         branch::layers_over_layers,
         branch::layer_and_full_save_agree,
         branch::a_booted_machine_goes_on_after_its_save,
+        behind::a_branch_is_forked_before_it_is_written,
+        behind::a_branch_outlives_its_sandbox_and_a_failed_write,
         damage::damaged_files_are_refused,
         damage::a_wrong_machine_is_refused,
         damage::existing_files_are_not_overwritten,

@@ -51,6 +51,9 @@ pub struct FakeConfig {
     pub fail_fork_every: Option<u64>,
     /// Saves fail.
     pub fail_save: bool,
+    /// A branch can be forked before it is written; then the delay and the failure of a save are those
+    /// of writing behind.
+    pub write_behind: bool,
     /// Connections to the agent are made, but it never answers.
     pub mute: bool,
     /// VMs end by themselves after this long, as if killed.
@@ -93,7 +96,7 @@ impl Engine for Fake {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             branch: true,
-            branch_writes_behind: false,
+            branch_writes_behind: self.config.write_behind,
             save_layer: true,
             network: false,
         }
@@ -139,7 +142,10 @@ impl Engine for Fake {
                 config,
                 forks,
                 machine: spec.machine,
-                ram: Arc::new(ram),
+                base: Base {
+                    id: spec.id.into(),
+                    ram: Arc::new(ram),
+                },
                 state,
             })
         });
@@ -157,13 +163,20 @@ impl Engine for Fake {
     }
 }
 
+/// The snapshot on disk that a VM, or the first of its line, was forked from.
+#[derive(Debug, Clone)]
+struct Base {
+    id: Arc<str>,
+    ram: Arc<Vec<u8>>,
+}
+
 /// A template.
 #[derive(Debug)]
 struct FakeTemplate {
     config: Arc<FakeConfig>,
     forks: Arc<AtomicU64>,
     machine: MachineSpec,
-    ram: Arc<Vec<u8>>,
+    base: Base,
     state: State,
 }
 
@@ -176,7 +189,7 @@ impl FakeTemplate {
             return Err(wanted("fork"));
         }
         vm::begin_console(&spec.run_dir, "forked")?;
-        let base = Some(Arc::clone(&self.ram));
+        let base = Some(self.base.clone());
         let (config, machine) = (Arc::clone(&self.config), self.machine.clone());
         let vm = FakeVm::start(config, machine, &spec.run_dir, self.state.clone(), base);
         vm.wake_after(Duration::ZERO);

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,8 +24,12 @@ mod blocking;
 pub mod contract;
 mod error;
 pub mod fake;
+mod fd;
+pub mod kvm;
 pub mod link;
+mod output;
 pub mod qemu;
+mod rundir;
 pub mod select;
 
 pub use error::Error;
@@ -198,6 +203,38 @@ pub struct SaveReport {
     pub memory_bytes: u64,
 }
 
+/// What a branch is to write, and where. None of the files may exist yet.
+#[derive(Debug, Clone)]
+pub struct BranchSpec {
+    /// RAM: what differs from the base that [`Branch::base`] names.
+    pub files: LayerFiles,
+    /// Device and CPU state.
+    pub state: PathBuf,
+}
+
+/// A VM that was frozen while it goes on.
+pub struct Branch {
+    /// Can be forked at once, whatever becomes of the files.
+    pub template: Arc<dyn Template>,
+    /// How long the guest stood still.
+    pub pause: std::time::Duration,
+    /// [`TemplateSpec::id`] of the snapshot that the written layer lies over: the one on disk that the
+    /// VM, or the first of its line, was forked from.
+    pub base: String,
+    /// Writes the files when it is awaited. On failure nothing is left of them.
+    pub written: Pin<Box<dyn Future<Output = Result<SaveReport, Error>> + Send>>,
+}
+
+impl fmt::Debug for Branch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Branch")
+            .field("template", &self.template)
+            .field("pause", &self.pause)
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How a VM's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {
@@ -251,6 +288,11 @@ pub trait Template: Send + Sync + fmt::Debug {
     /// Forks. One result per spec, in order. Each VM runs when its result is there.
     async fn fork(&self, specs: Vec<ForkSpec>) -> Vec<Result<Arc<dyn Vm>, Error>>;
 
+    /// Whether it can still be forked, as far as is known: false once its process has ended.
+    fn is_alive(&self) -> bool {
+        true
+    }
+
     /// Lets go of the template's process and files. VMs forked from it live on.
     async fn close(&self) -> Result<(), Error>;
 }
@@ -272,6 +314,15 @@ pub trait Vm: Send + Sync + fmt::Debug {
 
     /// Freezes the VM into files. A VM that was running goes on, one that was paused stays paused.
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error>;
+
+    /// Freezes the VM into a template that can be forked at once, and whose files are written behind
+    /// it. Only where [`Capabilities::branch_writes_behind`] says so.
+    async fn branch(&self, _: BranchSpec) -> Result<Branch, Error> {
+        Err(Error::Unsupported {
+            engine: "chosen",
+            what: "fork a branch before it is written",
+        })
+    }
 
     /// Opens a connection to the agent. An engine may have only one at a time: then a new one ends
     /// the one before.

@@ -25,23 +25,25 @@ mod client;
 mod console;
 mod facts;
 mod memory;
-mod output;
+mod names;
 mod persist;
 mod process;
 mod request;
-mod rundir;
 mod template;
 #[cfg(test)]
 mod tests;
 mod vm;
 
 use facts::Version;
-use persist::{Record, Shape, chain};
+use names::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD};
+use persist::{Record, Shape};
 use process::{First, Monitor, Plan};
-use rundir::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD, RunDir, failed};
 use template::QemuTemplate;
 use vm::{QemuVm, Ram};
 
+use crate::error::chain;
+use crate::output::Output;
+use crate::rundir::{RunDir, failed};
 use crate::{
     BootSpec, Capabilities, Engine, Error, ProcessIdentity, Template, TemplateSpec, Vm, blocking,
 };
@@ -207,7 +209,7 @@ impl Engine for Qemu {
         let (process, run_dir, record, ram) = found;
         let control = run_dir.connect_later(CONTROL).await;
         let control = control.map_err(failed("connect to", &run_dir.file(CONTROL)))?;
-        let monitor = Monitor::attach(process, control, output::Output::lost())?;
+        let monitor = Monitor::attach(process, control, Output::lost())?;
         // Whoever finds fault with it later shall find it running.
         monitor.keep();
         monitor.command(request::Command::Capabilities).await?;

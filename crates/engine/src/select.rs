@@ -5,6 +5,7 @@ use std::sync::Arc;
 use forkd_host::facts::Facts;
 
 use crate::fake::Fake;
+use crate::kvm::Kvm;
 use crate::qemu::{self, Accel, Qemu};
 use crate::{Engine, Error};
 
@@ -26,11 +27,13 @@ pub enum Choice {
 /// The engine of this choice. Programs are looked for when they are first needed.
 pub fn select(choice: Choice) -> Result<Arc<dyn Engine>, Error> {
     match choice {
-        Choice::Auto | Choice::Qemu => {
-            Ok(Arc::new(Qemu::new(qemu::PROGRAM, accel(&Facts::collect()))))
-        }
+        Choice::Auto => match accel(&Facts::collect()) {
+            Accel::Kvm => Ok(Arc::new(Kvm::new())),
+            Accel::Tcg => Ok(Arc::new(Qemu::new(qemu::PROGRAM, Accel::Tcg))),
+        },
+        Choice::Qemu => Ok(Arc::new(Qemu::new(qemu::PROGRAM, accel(&Facts::collect())))),
+        Choice::Kvm => Ok(Arc::new(Kvm::new())),
         Choice::Fake => Ok(Arc::new(Fake::default())),
-        Choice::Kvm => Err(unavailable("forkd-vmm")),
         Choice::Firecracker => Err(unavailable("firecracker")),
     }
 }
@@ -76,13 +79,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_names_what_is() {
-        for choice in [Choice::Kvm, Choice::Firecracker] {
-            assert!(
-                select(choice)
-                    .unwrap_err()
-                    .to_string()
-                    .contains("--engine qemu")
-            );
-        }
+        let error = select(Choice::Firecracker).unwrap_err().to_string();
+        assert!(error.contains("--engine qemu"), "{error}");
+        assert_eq!(select(Choice::Kvm).unwrap().name(), "kvm");
     }
 }

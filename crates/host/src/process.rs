@@ -108,6 +108,12 @@ impl Process {
         spawn::start(spawn)
     }
 
+    /// Takes hold of a child that another program forked for this process (`CLONE_PARENT`), and that
+    /// nobody has reaped. One that has ended already can still be waited for.
+    pub fn of_child(pid: u32) -> Result<Process, Error> {
+        spawn::own(pid)
+    }
+
     /// Finds a process again. `None`: it is gone, or its pid has gone to another.
     pub fn adopt(identity: Identity) -> Result<Option<Process>, Error> {
         let Some(pidfd) = open(identity.pid)? else {

@@ -82,10 +82,15 @@ impl Place {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_contract() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = Arc::new(Fake::default());
-    let world = World::new(engine, machine(), dir.path(), Duration::from_secs(20));
-    check(&world).await;
+    for write_behind in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Arc::new(Fake::new(FakeConfig {
+            write_behind,
+            ..FakeConfig::default()
+        }));
+        let world = World::new(engine, machine(), dir.path(), Duration::from_secs(20));
+        check(&world).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,10 +10,10 @@ use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::guest::{Guest, State};
-use super::{FakeConfig, agent, image, new_identity, wanted};
+use super::{Base, FakeConfig, FakeTemplate, agent, image, new_identity, wanted};
 use crate::{
-    Error, Exit, GuestStream, MachineSpec, ProcessIdentity, SaveMemory, SaveReport, SaveSpec, Vm,
-    blocking,
+    Branch, BranchSpec, Error, Exit, GuestStream, MachineSpec, ProcessIdentity, SaveMemory,
+    SaveReport, SaveSpec, Vm, blocking,
 };
 
 const CONSOLE: &str = "console.log";
@@ -28,8 +28,8 @@ pub(super) struct FakeVm {
     machine: MachineSpec,
     console: PathBuf,
     guest: Arc<Guest>,
-    /// RAM of the snapshot it was forked from.
-    base: Option<Arc<Vec<u8>>>,
+    /// What it was forked from; nothing for one that was booted.
+    base: Option<Base>,
     /// Serves the agent's one connection.
     connection: Mutex<Option<AbortOnDropHandle<()>>>,
     /// Pausing, resuming and saving go one at a time.
@@ -49,7 +49,7 @@ impl FakeVm {
         machine: MachineSpec,
         run_dir: &Path,
         state: State,
-        base: Option<Arc<Vec<u8>>>,
+        base: Option<Base>,
     ) -> Arc<FakeVm> {
         Arc::new(FakeVm {
             config,
@@ -113,14 +113,9 @@ impl FakeVm {
             let bytes = match (&spec.memory, base) {
                 (SaveMemory::Full(path), _) => image::save_full(&ram, size, path)?,
                 (SaveMemory::Layer(files), Some(base)) => {
-                    image::save_layer(&ram, &base, size, files)?
+                    image::save_layer(&ram, &base.ram, size, files)?
                 }
-                (SaveMemory::Layer(_), None) => {
-                    return Err(Error::Unsupported {
-                        engine: super::NAME,
-                        what: "save a machine that was booted, not forked, as a layer",
-                    });
-                }
+                (SaveMemory::Layer(_), None) => return Err(no_base()),
             };
             image::write_state(&spec.state, &machine)?;
             Ok(bytes)
@@ -182,6 +177,52 @@ impl Vm for FakeVm {
         })
     }
 
+    async fn branch(&self, spec: BranchSpec) -> Result<Branch, Error> {
+        if !self.config.write_behind {
+            return Err(Error::Unsupported {
+                engine: super::NAME,
+                what: "fork a branch before it is written",
+            });
+        }
+        let _turn = self.turn.lock().await;
+        self.check()?;
+        let began = Instant::now();
+        let base = self.base.clone().ok_or_else(no_base)?;
+        let (state, machine) = (self.guest.state().clone(), self.machine.clone());
+        let (config, ram) = (Arc::clone(&self.config), image::render(&state));
+        let template = FakeTemplate {
+            config: Arc::clone(&config),
+            forks: Arc::default(),
+            machine: machine.clone(),
+            base: base.clone(),
+            state,
+        };
+        let (id, pause) = (base.id.to_string(), began.elapsed());
+        let written = Box::pin(async move {
+            tokio::time::sleep(config.save_delay).await;
+            if config.fail_save {
+                let full = io::ErrorKind::StorageFull.into();
+                return Err(image::failed("write", &spec.files.memory)(full));
+            }
+            let size = machine.memory_mib << 20;
+            let memory_bytes = blocking::run(move || {
+                let bytes = image::save_layer(&ram, &base.ram, size, &spec.files)?;
+                image::write_state(&spec.state, &machine)?;
+                Ok::<_, Error>(bytes)
+            });
+            Ok(SaveReport {
+                pause,
+                memory_bytes: memory_bytes.await?,
+            })
+        });
+        Ok(Branch {
+            template: Arc::new(template),
+            pause,
+            base: id,
+            written,
+        })
+    }
+
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
         let mut connection = self.connection.lock().await;
         self.check()?;
@@ -205,5 +246,12 @@ impl Vm for FakeVm {
 
     async fn exited(&self) -> Exit {
         self.guest.ended().await
+    }
+}
+
+fn no_base() -> Error {
+    Error::Unsupported {
+        engine: super::NAME,
+        what: "save a machine that was booted, not forked, as a layer",
     }
 }

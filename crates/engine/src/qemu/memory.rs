@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use forkd_host::sparse;
 use forkd_wire::layer::{self, Kind};
 
-use super::persist::{Record, chain};
-use super::rundir::failed;
+use super::persist::Record;
 use super::vm::Ram;
+use crate::error::chain;
+use crate::rundir::failed;
 use crate::{Error, LayerFiles, SnapshotFiles};
 
 const PAGE: u64 = layer::PAGE_SIZE;

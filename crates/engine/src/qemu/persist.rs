@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use forkd_host::file::read_bounded;
 use serde::{Deserialize, Serialize};
 
-use super::rundir::failed;
+use crate::error::chain;
+use crate::rundir::failed;
 use crate::{Error, MachineSpec};
 
 const MAGIC: [u8; 8] = *b"FKDQEMU1";
@@ -222,15 +223,4 @@ impl Record {
         let bytes = read_bounded(path, Record::SIZE_MAX).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use forkd_host::process::{self as host, Process, Spawn, Stdio};
 use serde_json::Value;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::arguments::{Launch, NotUtf8, Sockets, Start, arguments};
 use super::client::{self, Client, Seen};
-use super::output::Output;
+use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
 use super::request::{Command, Shutdown, Status, parse_status};
-use super::rundir::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL, RunDir, failed};
 use super::{Accel, console, missing};
+use crate::output::Output;
+use crate::rundir::{RunDir, failed};
 use crate::{Error, Exit, Lifetime, MachineSpec, ProcessIdentity, SlotHandles, blocking};
 
 /// How long a killed process may take to be gone.
@@ -180,7 +180,7 @@ impl Monitor {
             tracing::debug!(%error, "out-of-memory score stays as it is");
         }
         let pidfd = process.pidfd().try_clone_to_owned();
-        let pidfd = pidfd.and_then(watched);
+        let pidfd = pidfd.and_then(crate::fd::readable);
         let (tell, exit) = watch::channel(None);
         let monitor = Monitor {
             process: Arc::clone(&process),
@@ -286,7 +286,7 @@ impl Monitor {
     pub(super) async fn kill(&self) -> Result<(), Error> {
         self.process.kill().map_err(|error| Error::Control {
             step: "kill",
-            detail: super::persist::chain(&error),
+            detail: crate::error::chain(&error),
         })?;
         match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
             Ok(_) => Ok(()),
@@ -377,12 +377,4 @@ fn not_started(program: &Path, error: host::Error) -> Error {
             source: std::io::Error::other(other),
         },
     }
-}
-
-#[expect(
-    deprecated,
-    reason = "the new constructor is unsafe for types that may lie about their file; OwnedFd cannot"
-)]
-fn watched(pidfd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }

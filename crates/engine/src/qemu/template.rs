@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use super::memory;
+use super::names::RECORD;
 use super::persist::{Record, Shape, StateFile};
 use super::process::{self, First, Plan};
-use super::rundir::{RECORD, failed};
 use super::vm::{QemuVm, Ram};
 use super::{Setup, refuse};
+use crate::rundir::failed;
 use crate::{
     Error, ForkSpec, MachineSpec, ProcessIdentity, SlotHandles, Template, TemplateSpec, Vm,
     blocking,

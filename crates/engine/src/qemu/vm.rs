@@ -15,10 +15,11 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
 use super::memory::{self, PrivateRam};
+use super::names::{AGENT, CONSOLE_LOG, DEVICES};
 use super::persist::{self, Shape};
 use super::process::Monitor;
 use super::request::{Command, Status};
-use super::rundir::{AGENT, CONSOLE_LOG, DEVICES, RunDir, failed};
+use crate::rundir::{RunDir, failed};
 use crate::{
     Error, Exit, GuestStream, ProcessIdentity, SaveMemory, SaveReport, SaveSpec, Vm, blocking, link,
 };

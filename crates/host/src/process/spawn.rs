@@ -132,7 +132,7 @@ fn start_here(spawn: Spawn) -> Result<Process, Error> {
 }
 
 /// Takes hold of a child that nobody has reaped yet: its pid is its own until then.
-fn own(pid: u32) -> Result<Process, Error> {
+pub(super) fn own(pid: u32) -> Result<Process, Error> {
     let gone = || Error::Step {
         step: "open",
         pid,

@@ -13,17 +13,19 @@ use tokio::sync::watch;
 const KEPT: usize = 4096;
 /// Lines told.
 const LINES: usize = 4;
+/// How programs begin their messages.
+const PROGRAMS: [&str; 2] = ["qemu-system-x86_64: ", "forkd-vmm: "];
 
 /// The end of an output, and whether it is complete.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     tail: Mutex<Vec<u8>>,
     complete: watch::Sender<bool>,
 }
 
 impl Output {
     /// Reads a pipe to its end, keeping the last of it.
-    pub(super) fn follow(pipe: PipeReader) -> Arc<Output> {
+    pub(crate) fn follow(pipe: PipeReader) -> Arc<Output> {
         let output = Arc::new(Output {
             tail: Mutex::new(Vec::new()),
             complete: watch::Sender::new(false),
@@ -34,7 +36,7 @@ impl Output {
                 tokio::spawn(async move { into.read(pipe).await });
             }
             Err(error) => {
-                tracing::warn!(%error, "QEMU's messages cannot be read");
+                tracing::warn!(%error, "a VM's messages cannot be read");
                 into.complete.send_replace(true);
             }
         }
@@ -42,7 +44,7 @@ impl Output {
     }
 
     /// An output that cannot be read any more: that of an adopted process.
-    pub(super) fn lost() -> Arc<Output> {
+    pub(crate) fn lost() -> Arc<Output> {
         Arc::new(Output {
             tail: Mutex::new(Vec::new()),
             complete: watch::Sender::new(true),
@@ -61,7 +63,7 @@ impl Output {
     }
 
     /// The last lines, after waiting up to `limit` for the output to be complete.
-    pub(super) async fn last_words(&self, limit: Duration) -> String {
+    pub(crate) async fn last_words(&self, limit: Duration) -> String {
         let mut complete = self.complete.subscribe();
         let _ = tokio::time::timeout(limit, complete.wait_for(|complete| *complete)).await;
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,9 +74,8 @@ impl Output {
 /// The last lines without the program's name before each, in one.
 fn last_lines(text: &str) -> String {
     let strip = |line: &str| -> String {
-        let (_, line) = line
-            .split_once("qemu-system-x86_64: ")
-            .unwrap_or(("", line));
+        let named = PROGRAMS.iter().find_map(|name| line.split_once(name));
+        let (_, line) = named.unwrap_or(("", line));
         line.chars().filter(|c| !c.is_control()).collect()
     };
     let lines: Vec<String> = text

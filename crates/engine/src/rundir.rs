@@ -1,4 +1,4 @@
-//! A VM's own directory: its sockets, its console, and what the next daemon must know of it.
+//! A VM's own directory, where its sockets are; and errors that name a file.
 
 use std::fs::File;
 use std::io;
@@ -8,64 +8,51 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// QEMU's control socket.
-pub(super) const CONTROL: &str = "control.sock";
-/// The channel to the agent.
-pub(super) const AGENT: &str = "agent.sock";
-/// The guest's serial console.
-pub(super) const CONSOLE: &str = "console.sock";
-/// What the guest wrote to its console.
-pub(super) const CONSOLE_LOG: &str = "console.log";
-/// See [`super::persist::Record`].
-pub(super) const RECORD: &str = "vm.json";
-/// Device state on its way into a snapshot.
-pub(super) const DEVICES: &str = "devices.tmp";
-
 /// The directory, opened, so that its sockets can be named in few bytes however deep it lies.
 #[derive(Debug)]
-pub(super) struct RunDir {
+pub(crate) struct RunDir {
     path: PathBuf,
     dir: File,
 }
 
 impl RunDir {
-    pub(super) fn open(path: &Path) -> Result<RunDir, Error> {
+    pub(crate) fn open(path: &Path) -> Result<RunDir, Error> {
         let dir = File::open(path).map_err(failed("open the run directory", path))?;
         let path = path.to_owned();
         Ok(RunDir { path, dir })
     }
 
     /// The path of a file in it.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// The names of sockets are limited to 108 bytes, paths of directories are not.
-    fn short(&self, name: &str) -> PathBuf {
+    pub(crate) fn short(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd()).into()
     }
 
     /// A listening socket.
-    pub(super) fn listen(&self, name: &str) -> Result<UnixListener, Error> {
+    pub(crate) fn listen(&self, name: &str) -> Result<UnixListener, Error> {
         let listener = UnixListener::bind(self.short(name));
         listener.map_err(failed("listen on", &self.file(name)))
     }
 
     /// A connection to a socket. Made before anybody accepts it, it waits in the socket's queue.
-    pub(super) fn connect(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
+    pub(crate) fn connect(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
         let stream = UnixStream::connect(self.short(name))?;
         stream.set_nonblocking(true)?;
         tokio::net::UnixStream::from_std(stream)
     }
 
     /// As [`RunDir::connect`], but never blocks: `WouldBlock` while the queue is full.
-    pub(super) async fn connect_later(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
+    pub(crate) async fn connect_later(&self, name: &str) -> io::Result<tokio::net::UnixStream> {
         tokio::net::UnixStream::connect(self.short(name)).await
     }
 }
 
 /// Adds step and path to an I/O error.
-pub(super) fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::File { step, path, source }
 }
