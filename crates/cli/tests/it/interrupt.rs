@@ -44,6 +44,41 @@ fn an_interrupted_snapshot_leaves_nothing() {
 }
 
 #[test]
+fn an_interrupted_image_build_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let store = tempfile::tempdir().unwrap();
+    // While packages are looked up, and while a root is put together. A package of its own, so that nothing is cached.
+    for after in [300, 3000, 8000] {
+        let mut command = world.forkd(["image", "build", "--debian", "cowsay"]);
+        command.env("FORKD_IMAGE_ROOT", store.path());
+        let said = interrupted(command, Duration::from_millis(after));
+        assert_eq!(said.code, Some(130), "after {after} ms: {said:#?}");
+        let mut list = world.forkd(["image", "ls", "--json"]);
+        list.env("FORKD_IMAGE_ROOT", store.path());
+        assert_eq!(Said::from(list.output().unwrap()).ok().trim(), "[]");
+        let users = processes_naming(store.path());
+        assert!(users.is_empty(), "after {after} ms: {users:?}");
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(store.path().to_str().unwrap()), "{mounts}");
+    }
+    // Steps that were finished are kept for the next build; what was being made is not.
+    let unfinished = std::fs::read_dir(store.path().join("tmp")).unwrap();
+    let unfinished: Vec<_> = unfinished.map(|entry| entry.unwrap().path()).collect();
+    assert!(unfinished.is_empty(), "left behind: {unfinished:?}");
+    world.assert_clean(&[]);
+}
+
+/// The command lines of whatever process names this path.
+fn processes_naming(path: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines
+        .filter(|line| line.contains(path.to_str().unwrap()))
+        .collect()
+}
+
+#[test]
 fn an_interrupted_fan_out_leaves_nothing() {
     let Some(world) = World::seeded() else { return };
     for after in [400, 1200, 2500] {
