@@ -212,6 +212,9 @@ pub(crate) struct BenchArgs {
     /// Measure another engine beside it, if its program is on PATH
     #[arg(long, value_name = "ENGINE", value_parser = ["firecracker"])]
     compare: Option<String>,
+    /// How long to wait before each round for the machine to become quiet, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    patience: u64,
 }
 
 impl BenchArgs {
@@ -222,6 +225,7 @@ impl BenchArgs {
             rounds: if self.quick { 1 } else { self.rounds.max(1) },
             quick: self.quick,
             compare: self.compare.clone(),
+            patience: std::time::Duration::from_secs(if self.quick { 0 } else { self.patience }),
         }
     }
 }

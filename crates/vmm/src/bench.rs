@@ -5,12 +5,14 @@
 //! speed changes from minute to minute slows both.
 
 mod figures;
+mod firecracker;
 pub mod floor;
+mod load;
 mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkd_wire::vmm::{Request, Stages};
 
@@ -18,6 +20,7 @@ use crate::client::{self, Process, SnapshotFiles};
 use crate::control::failure;
 use crate::guest::FILL;
 use figures::Figures;
+use firecracker::{Firecracker, Samples};
 
 /// How to measure.
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ pub struct Options {
     pub quick: bool,
     /// Another engine to compare with.
     pub compare: Option<String>,
+    /// How long to wait before each round for the machine to become quiet.
+    pub patience: Duration,
 }
 
 /// Single forks in a round.
@@ -54,8 +59,13 @@ const PAGES_PER_MIB: u32 = 256;
 )]
 pub fn main(options: &Options) -> ExitCode {
     match measure(options) {
-        Ok(figures) if options.json => println!("{}", report::json(options, &figures)),
-        Ok(figures) => print!("{}", report::text(options, &figures)),
+        Ok(figures) if options.json => {
+            println!("{}", report::json(options, &figures));
+            if let Some(complaint) = figures.load.complaint() {
+                eprintln!("forkd-vmm: {complaint}");
+            }
+        }
+        Ok(figures) => print!("{}", report::text(&figures)),
         Err(error) => {
             eprintln!("forkd-vmm: {}", failure(&error).message);
             return ExitCode::FAILURE;
@@ -69,7 +79,7 @@ struct Bench {
     floor: Process,
     flat: Process,
     deep: Process,
-    _directory: Directory,
+    directory: Directory,
 }
 
 /// A directory that is removed at the end.
@@ -100,8 +110,25 @@ fn create_directory(path: &Path) -> Result<(), client::Error> {
 fn measure(options: &Options) -> Result<Figures, client::Error> {
     let mut bench = Bench::set_up(options)?;
     let mut figures = Figures::default();
+    let mut other = options
+        .compare
+        .as_ref()
+        .map(|_| Firecracker::set_up(&bench.directory.0, options.memory_mib));
+    if let Some(Ok(other)) = &other {
+        let version = other.version();
+        figures.compared = Some(Ok(Samples {
+            version,
+            ..Samples::default()
+        }));
+    }
     for _ in 0..options.rounds {
+        figures.load.settle(options.patience);
         bench.singles(&mut figures)?;
+        if let (Some(Ok(other)), Some(Ok(samples))) = (&mut other, &mut figures.compared)
+            && let Err(error) = other.round(samples)
+        {
+            figures.compared = Some(Err(error));
+        }
         figures.floor_100.push(wall(&mut bench.floor, 100)?.0);
         let (wall_ms, kib) = wall(&mut bench.flat, 100)?;
         figures.fork_100.push(wall_ms);
@@ -111,6 +138,10 @@ fn measure(options: &Options) -> Result<Figures, client::Error> {
             figures.fork_1000.push(wall(&mut bench.flat, 1000)?.0);
         }
         bench.branches(options, &mut figures)?;
+    }
+    figures.load.end();
+    if let Some(Err(error)) = other {
+        figures.compared = Some(Err(error));
     }
     Ok(figures)
 }
@@ -149,7 +180,7 @@ impl Bench {
             floor,
             flat,
             deep,
-            _directory: directory,
+            directory,
         })
     }
 
@@ -175,6 +206,7 @@ impl Bench {
             figures.branch_to_running.push(ms(start));
             drop(child);
             figures.branch(2, &branch);
+            self.plain_fork(2, figures)?;
         }
         for dirty_mib in [64, options.memory_mib - 1] {
             for _ in 0..BRANCHES {
@@ -182,8 +214,19 @@ impl Bench {
                 sandbox.run(FILL, [FIRST_PAGE, dirty_mib * PAGES_PER_MIB, 3])?;
                 let branch = sandbox.branch()?;
                 figures.branch(dirty_mib, &branch);
+                drop((sandbox, branch));
+                self.plain_fork(dirty_mib, figures)?;
             }
         }
+        Ok(())
+    }
+
+    /// What the kernel's fork alone takes.
+    fn plain_fork(&mut self, dirty_mib: u32, figures: &mut Figures) -> Result<(), client::Error> {
+        let args = [FIRST_PAGE, dirty_mib * PAGES_PER_MIB, 3];
+        let ns = self.floor.run(FILL, args)?;
+        let samples = figures.floor_branch.entry(dirty_mib).or_default();
+        samples.push(ns as f64 / 1e6);
         Ok(())
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use forkd_wire::vmm::Stages;
 
+use super::firecracker;
+use super::load::Load;
 use crate::client::Branched;
 
 /// Everything measured, one sample after the other; milliseconds unless the name says otherwise.
@@ -20,8 +22,13 @@ pub(super) struct Figures {
     pub(super) branch_pause: BTreeMap<u32, Vec<f64>>,
     /// Quiesce, state, fork.
     pub(super) branch_stages: BTreeMap<u32, [Vec<f64>; 3]>,
+    /// A plain fork(2) of a process without a VM that has written as much.
+    pub(super) floor_branch: BTreeMap<u32, Vec<f64>>,
     pub(super) branch_to_running: Vec<f64>,
     pub(super) stages: Vec<Stages>,
+    pub(super) load: Load,
+    /// The other engine, or why it was not measured.
+    pub(super) compared: Option<Result<firecracker::Samples, firecracker::Error>>,
 }
 
 impl Figures {

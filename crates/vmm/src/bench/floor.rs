@@ -5,15 +5,18 @@
 //! real fork does on top: full state, devices, confinement, threads.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use forkd_wire::vmm::{Child, Reply, Request};
+use rustix::process::{WaitId, WaitIdOptions};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::control::Channel;
 use crate::controller::{Controller, Heard};
-use crate::guest::ALIVE;
+use crate::guest::{ALIVE, FILL};
 use crate::kvm::{self, failed};
+use crate::memory::PAGE;
 use crate::start::{self, Process, Snapshot};
 use crate::sys::{self, Forked, Kin};
 use crate::template::Template;
@@ -29,6 +32,9 @@ pub fn serve(process: &Process, snapshot: &Snapshot) -> Result<Infallible, start
             Heard::Request(seq, Request::Fork { children }, fds) => {
                 fork(&template, &controller, seq, &children, fds);
             }
+            Heard::Request(_, Request::Guest { op: FILL, args }, _) => {
+                plain_fork(&template, &controller, args);
+            }
             Heard::Request(..) | Heard::Nothing => {}
             Heard::Gone => sys::exit_now(0),
         }
@@ -42,7 +48,6 @@ fn fork(
     children: &[Child],
     fds: Vec<OwnedFd>,
 ) {
-    use std::os::fd::AsFd;
     let mut results = Vec::new();
     let mut pidfds = Vec::new();
     for (_, fd) in children.iter().zip(fds) {
@@ -61,6 +66,39 @@ fn fork(
     }
     let pidfds: Vec<_> = pidfds.iter().map(|pidfd| pidfd.as_fd()).collect();
     controller.reply(seq, &Reply::Forked(results), &pidfds);
+}
+
+/// The floor of a branch's pause: a process without a VM that has written as many pages of the same
+/// memory forks. Reports nanoseconds.
+fn plain_fork(template: &Template, controller: &Controller, [first, pages, _]: [u32; 3]) {
+    let Ok(Forked::Parent { pidfd, .. }) = in_a_child(|| {
+        for page in u64::from(first)..u64::from(first) + u64::from(pages) {
+            let at = GuestAddress(page * PAGE);
+            if template.memory.guest().write_obj(page as u32, at).is_err() {
+                return;
+            }
+        }
+        let start = Instant::now();
+        let forked = sys::fork(Kin::Child, None);
+        let took = start.elapsed();
+        if matches!(forked, Ok(Forked::Parent { .. })) {
+            let report = Reply::Report(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+            controller.reply(0, &report, &[]);
+        }
+    }) else {
+        return;
+    };
+    _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+}
+
+/// Runs `work` in a child, which ends with it.
+fn in_a_child(work: impl FnOnce()) -> std::io::Result<Forked> {
+    let forked = sys::fork(Kin::Child, None)?;
+    if matches!(forked, Forked::Child) {
+        work();
+        sys::exit_now(0);
+    }
+    Ok(forked)
 }
 
 fn run(template: &Template, channel: &Channel) -> Result<(), kvm::Error> {

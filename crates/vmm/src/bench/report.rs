@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Options;
 use super::figures::{Figures, quantile};
+use crate::control::failure;
 
 /// Three decimals: more is noise.
 fn round(value: f64) -> f64 {
@@ -120,15 +121,31 @@ fn machine() -> Value {
     })
 }
 
-fn compare(options: &Options) -> Option<String> {
-    let engine = options.compare.as_ref()?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|directory| directory.join(engine).is_file());
-    Some(if found {
-        format!("skipped: the test guest cannot be loaded into {engine} by this version")
-    } else {
-        format!("skipped: no {engine} on PATH")
-    })
+/// The other engine's figures, and how many times as long it takes.
+fn compared(figures: &Figures) -> Value {
+    match &figures.compared {
+        None => Value::Null,
+        Some(Err(error)) => json!({"engine": "firecracker", "skipped": failure(error).message}),
+        Some(Ok(samples)) => json!({
+            "engine": "firecracker",
+            "version": samples.version,
+            "restore_one_ms": spread(&samples.one),
+            "restore_100_wall_ms": spread(&samples.hundred),
+            "private_kib": median(&samples.private_kib),
+            "ratio_one": ratio(&samples.one, &figures.fork_one),
+            "ratio_100": ratio(&samples.hundred, &figures.fork_100),
+            "ratio_100_expected": 3.5,
+        }),
+    }
+}
+
+/// Pauses as multiples of a plain fork(2).
+fn of_plain_fork(figures: &Figures) -> Map<String, Value> {
+    let ratio = |(mib, samples): (&u32, &Vec<f64>)| {
+        let floor = figures.floor_branch.get(mib)?;
+        Some((mib.to_string(), json!(ratio(samples, floor))))
+    };
+    figures.branch_pause.iter().filter_map(ratio).collect()
 }
 
 /// One object with the figures under their documented names.
@@ -190,6 +207,7 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
         "fork_1000_wall_ms": optional(&figures.fork_1000),
         "private_kib_per_child": median(&figures.private_kib),
         "branch_pause_ms": medians(&figures.branch_pause),
+        "floor_branch_ms": medians(&figures.floor_branch),
         "branch_to_running_ms": median(&figures.branch_to_running),
         "layers_8_ratio": ratio(&figures.deep_one, &figures.fork_one),
         "multiples_of_floor": of_floor.map(multiple).collect::<Map<_, _>>(),
@@ -197,12 +215,14 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
         "branch_stages_ms": branch_stages,
         "spread": spreads,
         "targets": targets.iter().map(held).collect::<Map<_, _>>(),
-        "compare": compare(options),
+        "branch_pause_of_plain_fork": of_plain_fork(figures),
+        "load": figures.load.json(),
+        "compare": compared(figures),
     })
 }
 
 /// A table.
-pub(super) fn text(options: &Options, figures: &Figures) -> String {
+pub(super) fn text(figures: &Figures) -> String {
     let mut out = String::new();
     let mut line = |name: &str, samples: &[f64]| {
         if !samples.is_empty() {
@@ -227,9 +247,17 @@ pub(super) fn text(options: &Options, figures: &Figures) -> String {
     line("fork, 1000", &figures.fork_1000);
     line("private memory (KiB)", &figures.private_kib);
     for (mib, samples) in &figures.branch_pause {
+        if let Some(floor) = figures.floor_branch.get(mib) {
+            line(&format!("plain fork, {mib} MiB dirty"), floor);
+        }
         line(&format!("branch pause, {mib} MiB dirty"), samples);
     }
     line("branch to running", &figures.branch_to_running);
+    if let Some(Ok(other)) = &figures.compared {
+        line("firecracker, one", &other.one);
+        line("firecracker, 100", &other.hundred);
+        line("firecracker, private (KiB)", &other.private_kib);
+    }
     _ = writeln!(out, "\none fork, microseconds by stage:");
     for (name, us) in figures.stage_medians() {
         _ = writeln!(out, "  {name:<26} {us:>9.1}");
@@ -263,8 +291,25 @@ pub(super) fn text(options: &Options, figures: &Figures) -> String {
             "  {name:<26} {value:>9.3} {unit}, at most {at_most}: {verdict}"
         );
     }
-    if let Some(compared) = compare(options) {
-        _ = writeln!(out, "\ncomparison: {compared}");
+    match &figures.compared {
+        Some(Ok(other)) => {
+            let (one, hundred) = (
+                ratio(&other.one, &figures.fork_one),
+                ratio(&other.hundred, &figures.fork_100),
+            );
+            _ = writeln!(
+                out,
+                "\n{}: {one} x our one, {hundred} x our 100 (at least 3.5 is expected)",
+                other.version
+            );
+        }
+        Some(Err(error)) => {
+            _ = writeln!(out, "\ncomparison: skipped: {}", failure(error).message);
+        }
+        None => {}
+    }
+    if let Some(complaint) = figures.load.complaint() {
+        _ = writeln!(out, "\nwarning: {complaint}");
     }
     out
 }
