@@ -39,6 +39,9 @@ pub(crate) enum Branched {
 
 impl Sandbox {
     /// Answers a `Branch` request.
+    ///
+    /// Not inlined: the frozen machine's place would widen the stack of every sandbox's loop.
+    #[inline(never)]
     pub(crate) fn branch(
         mut self: Box<Self>,
         seq: u32,

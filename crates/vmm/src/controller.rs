@@ -45,6 +45,16 @@ impl Controller {
         std::mem::take(self)
     }
 
+    /// Takes the channel out, to put it back in another place.
+    pub(crate) fn take_channel(&mut self) -> Option<Arc<Channel>> {
+        self.channel.take()
+    }
+
+    /// Puts a channel back.
+    pub(crate) fn put_channel(&mut self, channel: Option<Arc<Channel>>) {
+        self.channel = channel;
+    }
+
     /// The descriptors that must stay open.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let channel = self

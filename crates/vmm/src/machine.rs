@@ -110,8 +110,10 @@ impl Frozen {
     }
 
     /// The machine with a shared part put back.
-    pub(crate) fn with(self, defaults: Arc<MsrDefaults>) -> Frozen {
-        Frozen { defaults, ..self }
+    pub(crate) fn with(mut self, defaults: Arc<MsrDefaults>) -> Frozen {
+        // The empty part that stood in is not freed: its place would be taken by forks.
+        std::mem::forget(std::mem::replace(&mut self.defaults, defaults));
+        self
     }
 
     /// The machine as it goes into a file.

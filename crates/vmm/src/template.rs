@@ -80,18 +80,23 @@ impl Template {
     }
 
     /// Loading is over: what forks write to comes to lie side by side, with nothing else around it.
+    ///
+    /// Not inlined: its large values would widen the stack that every fork goes on writing to.
+    #[inline(never)]
     fn settled(self: Box<Self>) -> Box<Template> {
         let mut this = unboxed(self);
         let host = Arc::try_unwrap(this.host);
         let memory = Arc::try_unwrap(this.memory);
         let disks = Arc::try_unwrap(this.disks);
         let frozen = Arc::try_unwrap(this.frozen).map(Frozen::apart);
+        let channel = this.controller.take_channel().map(Arc::try_unwrap);
         // In this order: their old places must not be taken again.
         sys::retire_heap();
         this.host = moved(host);
         this.memory = moved(memory);
         this.frozen = moved(frozen.map(|(frozen, defaults)| frozen.with(moved(defaults))));
         this.disks = moved(disks);
+        this.controller.put_channel(channel.map(moved));
         Box::new(this)
     }
 
