@@ -4,8 +4,10 @@
 //! * The **main thread's** filter is installed once in the template, after loading, and inherited by
 //!   every fork and branch. It allows what a template, a sandbox's event loop and a snapshot writer
 //!   need; it allows no `open`, no `exec`, no sockets of its own, no `ptrace`.
-//! * A **vCPU thread** handles what the guest provokes and gets a narrower filter on top: of KVM only
-//!   running the vCPU and raising interrupts, no fork, no change of privileges, no descriptors passed.
+//! * A **vCPU thread** handles what the guest provokes and gets a second filter on top, which takes away
+//!   what only the main thread does: of KVM only running the vCPU and raising interrupts remain, no fork,
+//!   no change of privileges. The kernel asks both filters, so the second one need not list again what
+//!   the first allows. It is short because every fork installs it anew.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -109,6 +111,7 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_IRQ_LINE: u64 = 0x4008_ae61;
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 const FIONBIO: u64 = 0x5421;
+const VCPU_IOCTLS: [u64; 3] = [KVM_RUN, KVM_IRQ_LINE, FIONBIO];
 
 static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 
@@ -117,12 +120,14 @@ static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 pub fn confine_main() -> Result<(), Error> {
     let kvm = condition(SeccompCmpOp::MaskedEq(TYPE_MASK), KVM_TYPE)?;
     let ioctls = [kvm, equal(PAGEMAP_SCAN)?, equal(FIONBIO)?];
-    let main = compile(&[EVERY_THREAD, MAIN_THREAD].concat(), &ioctls)?;
-    let vcpu = compile(
-        EVERY_THREAD,
-        &[equal(KVM_RUN)?, equal(KVM_IRQ_LINE)?, equal(FIONBIO)?],
+    let ioctls: Result<Vec<_>, _> = ioctls.into_iter().map(|one| rule(vec![one])).collect();
+    let main = compile(
+        &[EVERY_THREAD, MAIN_THREAD].concat(),
+        ioctls?,
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
     )?;
-    _ = VCPU_FILTER.set(vcpu);
+    _ = VCPU_FILTER.set(vcpu_filter()?);
     seccompiler::apply_filter(&main).map_err(Error::Install)
 }
 
@@ -146,15 +151,36 @@ fn condition(op: SeccompCmpOp, request: u64) -> Result<SeccompCondition, Error> 
     SeccompCondition::new(1, SeccompCmpArgLen::Dword, op, request).map_err(Error::Compile)
 }
 
-fn compile(calls: &[i64], ioctls: &[SeccompCondition]) -> Result<BpfProgram, Error> {
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, Error> {
+    SeccompRule::new(conditions).map_err(Error::Compile)
+}
+
+/// Kills at what [`MAIN_THREAD`] lists and at every ioctl that is none of a vCPU's.
+fn vcpu_filter() -> Result<BpfProgram, Error> {
+    let other: Result<Vec<_>, _> = VCPU_IOCTLS
+        .iter()
+        .map(|request| condition(SeccompCmpOp::Ne, *request))
+        .collect();
+    compile(
+        MAIN_THREAD,
+        vec![rule(other?)?],
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+    )
+}
+
+fn compile(
+    calls: &[i64],
+    ioctls: Vec<SeccompRule>,
+    listed: SeccompAction,
+    others: SeccompAction,
+) -> Result<BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         calls.iter().map(|call| (*call, Vec::new())).collect();
-    let ioctls: Result<Vec<_>, _> = ioctls
-        .iter()
-        .map(|one| SeccompRule::new(vec![one.clone()]))
-        .collect();
-    rules.insert(libc::SYS_ioctl, ioctls.map_err(Error::Compile)?);
-    let (refuse, allow) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    let filter = SeccompFilter::new(rules, refuse, allow, TargetArch::x86_64);
+    rules.insert(libc::SYS_ioctl, ioctls);
+    let filter = SeccompFilter::new(rules, others, listed, TargetArch::x86_64);
     filter.and_then(TryInto::try_into).map_err(Error::Compile)
 }
+
+#[cfg(test)]
+mod tests;
