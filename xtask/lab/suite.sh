@@ -1,15 +1,29 @@
 #!/bin/sh
-# The suite that runs inside the node: every test program given to it, one test at a time.
-# Each test answers with a line PASS or FAIL; the exit code says whether all passed.
+# The suite that runs inside the node: every test program given to it, one test at a time, then the
+# commands of a user with the image that came along. Each test answers with a line PASS or FAIL; the exit
+# code says whether all passed.
 set -u
 filter=$(cat /lab/filter)
+length=$(cat /lab/length)
 echo "lab: $(uname -r), $(nproc) cpus, kvm $(test -c /dev/kvm && echo present || echo MISSING)"
 bad=0
+
+# The image as tests of single crates want it: a directory of plain files.
+if [ -d /lab/in/images ]; then
+    mkdir -p /run/guest
+    ln -s /lab/in/images/blobs/kernel-*/vmlinuz /run/guest/kernel
+    ln -s /lab/in/images/blobs/initramfs-*/initramfs.cpio /run/guest/initramfs
+    ln -s /lab/in/images/blobs/rootfs-*/rootfs.erofs /run/guest/rootfs
+    export FORKD_TEST_IMAGE_DIR=/run/guest
+fi
+
 for program in /lab/tests/*; do
     [ -x "$program" ] || continue
     name=${program##*/}
+    only=$(cat "/lab/only/$name")
     log=/out/$name.log
-    { "$program" --test-threads=1 --nocapture $filter 2>&1; echo $? > /tmp/code; } | tee "$log"
+    echo "lab: $name after $(cut -d' ' -f1 /proc/uptime) s"
+    { "$program" --test-threads=1 --nocapture ${filter:-$only} 2>&1; echo $? > /tmp/code; } | tee "$log"
     [ "$(cat /tmp/code)" = 0 ] || bad=1
     # What a test prints stands between its name and its result.
     awk -v program="$name" '
@@ -19,4 +33,9 @@ for program in /lab/tests/*; do
             test = ""
         }' "$log"
 done
+
+if [ -d /lab/in/images ] && [ -x /lab/bin/forkd ] && [ -z "$filter" ]; then
+    . /lab/user
+fi
+echo "lab: done after $(cut -d' ' -f1 /proc/uptime) s"
 exit $bad

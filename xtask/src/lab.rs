@@ -57,10 +57,11 @@ pub(crate) struct Args {
     /// More files or directories, given inside as /lab/in/NAME
     #[arg(long = "input")]
     inputs: Vec<PathBuf>,
-    /// More test programs, as PACKAGE or PACKAGE:TEST (default: forkd-vmm:lab)
+    /// Test programs, as PACKAGE or PACKAGE:TEST, and =WORD for those tests only whose name contains it
+    /// (default: forkd-vmm:lab and forkd-engine=kvm)
     #[arg(long = "test")]
     tests: Vec<String>,
-    /// Packages whose programs are given inside on PATH (default: forkd-vmm)
+    /// Packages whose programs are given inside on PATH (default: forkd-vmm and forkd-cli)
     #[arg(long = "program")]
     programs: Vec<String>,
     /// Only tests whose name contains this
@@ -69,8 +70,15 @@ pub(crate) struct Args {
     /// Seconds until the node is stopped and the run has failed
     #[arg(long, default_value_t = 600)]
     limit: u64,
+    /// A data directory of forkd with an image store in it, made by `make test-image`; with it the suite also
+    /// boots real images
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Leave out what takes long
+    #[arg(long)]
+    short: bool,
     /// Memory of the node
-    #[arg(long, default_value_t = 3072)]
+    #[arg(long, default_value_t = 4096)]
     memory_mib: u32,
     /// CPUs of the node
     #[arg(long, default_value_t = 2)]

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! /lab/run            the script that is run
+//! /lab/user           the part of the suite that does what users do
 //! /lab/bin/           programs of this repository and busybox
 //! /lab/tests/         test programs, named PACKAGE.TEST
 //! /lab/guest/         vmlinuz and initramfs of the guests the tests boot
-//! /lab/in/            what --input named
+//! /lab/only/          for each of them, what the names of its tests must contain
+//! /lab/in/            what --input named; the image store and the agent that --data named
 //! ```
 
 use std::fs;
@@ -31,6 +33,7 @@ const CARGO: &str = "run this through cargo";
 const NODE_INIT: &str = include_str!("../../lab/node-init.sh");
 const GUEST_INIT: &str = include_str!("../../lab/guest-init.sh");
 const SUITE: &str = include_str!("../../lab/suite.sh");
+const USER: &str = include_str!("../../lab/user.sh");
 
 /// Writes the first root of the node.
 pub(crate) fn node_initramfs(
@@ -53,7 +56,7 @@ pub(crate) fn pack(
     run: &Path,
 ) -> Result<PathBuf, Error> {
     let tree = run.join("inputs");
-    for directory in ["bin", "tests", "guest", "in"] {
+    for directory in ["bin", "tests", "only", "guest", "in"] {
         let path = tree.join(directory);
         fs::create_dir_all(&path).map_err(Error::file(&path))?;
     }
@@ -62,7 +65,10 @@ pub(crate) fn pack(
         None => SUITE.to_owned(),
     };
     write(&tree.join("run"), script.as_bytes())?;
+    write(&tree.join("user"), USER.as_bytes())?;
     write(&tree.join("filter"), args.filter.as_bytes())?;
+    let length: &[u8] = if args.short { b"short" } else { b"full" };
+    write(&tree.join("length"), length)?;
     copy(&busybox(cache)?, &tree.join("bin/busybox"))?;
     copy(&kernel.image, &tree.join("guest/vmlinuz"))?;
     let guest = initramfs(cache, kernel, GUEST_MODULES, GUEST_INIT)?;
@@ -70,8 +76,10 @@ pub(crate) fn pack(
     programs(args, &tree)?;
     tests(args, &tree)?;
     for input in &args.inputs {
-        let into = tree.join("in");
-        super::command::run(Command::new("cp").arg("-aL").arg(input).arg(&into), CARGO)?;
+        bring(input, &tree.join("in"))?;
+    }
+    if let Some(data) = &args.data {
+        images(&data.join("images"), &tree)?;
     }
     let image = run.join("inputs.erofs");
     root::pack(&tree, &image, &[])?;
@@ -79,8 +87,28 @@ pub(crate) fn pack(
     Ok(image)
 }
 
+/// Takes the images along, without what only building them needs, and the agent that made them.
+fn images(store: &Path, tree: &Path) -> Result<(), Error> {
+    let into = tree.join("in/images");
+    fs::create_dir_all(&into).map_err(Error::file(&into))?;
+    for part in ["blobs", "images", "inputs"] {
+        bring(&store.join(part), &into)?;
+    }
+    match std::env::var_os("FORKD_AGENT").map(PathBuf::from) {
+        Some(agent) => bring(&agent, &tree.join("in")),
+        None => Ok(()),
+    }
+}
+
+fn bring(from: &Path, into: &Path) -> Result<(), Error> {
+    let mut copy = Command::new("cp");
+    copy.arg("-aL").arg(from).arg(into);
+    run(&mut copy, "install the package coreutils")?;
+    Ok(())
+}
+
 fn programs(args: &Args, tree: &Path) -> Result<(), Error> {
-    let default = [String::from("forkd-vmm")];
+    let default = ["forkd-vmm", "forkd-cli"].map(String::from);
     let packages = if args.programs.is_empty() {
         &default[..]
     } else {
@@ -97,13 +125,14 @@ fn programs(args: &Args, tree: &Path) -> Result<(), Error> {
 }
 
 fn tests(args: &Args, tree: &Path) -> Result<(), Error> {
-    let default = [String::from("forkd-vmm:lab")];
+    let default = ["forkd-vmm:lab", "forkd-engine=kvm::"].map(String::from);
     let named = if args.tests.is_empty() {
         &default[..]
     } else {
         &args.tests[..]
     };
     for name in named {
+        let (name, only) = name.split_once('=').unwrap_or((name, ""));
         let (package, test) = name.split_once(':').unwrap_or((name, ""));
         let mut cargo = vec!["test", "--no-run", "-p", package];
         if test.is_empty() {
@@ -113,7 +142,9 @@ fn tests(args: &Args, tree: &Path) -> Result<(), Error> {
         }
         for program in build(&cargo)?.iter().filter(|path| in_deps(path)) {
             let label = if test.is_empty() { "lib" } else { test };
-            copy(program, &tree.join(format!("tests/{package}.{label}")))?;
+            let label = format!("{package}.{label}");
+            copy(program, &tree.join("tests").join(&label))?;
+            write(&tree.join("only").join(&label), only.as_bytes())?;
         }
     }
     Ok(())

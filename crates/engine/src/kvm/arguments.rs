@@ -60,7 +60,9 @@ pub(super) fn template(
         pair.push(index);
         args.pair("--layer", pair);
     }
-    args.pair("--disk", &machine.rootfs);
+    if !machine.rootfs.as_os_str().is_empty() {
+        args.pair("--disk", &machine.rootfs);
+    }
     args.0
 }
 

@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +35,27 @@ struct Born {
     base: String,
 }
 
-/// Branches a VM. What `written` says comes when the files are there.
-pub(super) async fn branch(vm: &Inner, spec: BranchSpec) -> Result<Branch, Error> {
+/// A branch whose type is known. What `written` says comes when the files are there.
+pub(super) struct Typed {
+    pub(super) template: Arc<KvmTemplate>,
+    pause: Duration,
+    pub(super) base: String,
+    pub(super) written: Pin<Box<dyn Future<Output = Result<SaveReport, Error>> + Send>>,
+}
+
+impl Typed {
+    pub(super) fn into_branch(self) -> Branch {
+        Branch {
+            template: self.template,
+            pause: self.pause,
+            base: self.base,
+            written: self.written,
+        }
+    }
+}
+
+/// Branches a VM.
+pub(super) async fn branch(vm: &Inner, spec: BranchSpec) -> Result<Typed, Error> {
     let born = fork_off(vm).await?;
     let (template, pause) = (born.template, born.pause);
     let writer = Arc::clone(&template);
@@ -46,7 +66,7 @@ pub(super) async fn branch(vm: &Inner, spec: BranchSpec) -> Result<Branch, Error
             memory_bytes,
         })
     });
-    Ok(Branch {
+    Ok(Typed {
         template,
         pause,
         base: born.base,

@@ -43,6 +43,9 @@ pub(super) struct Seen {
     pub(super) failed: Option<Failure>,
     /// The VM ends by itself.
     pub(super) exiting: Option<(Exit, String)>,
+    /// What the built-in test guest reported.
+    #[cfg(test)]
+    pub(super) reports: Vec<u64>,
     /// The socket is closed: nothing more will be told.
     pub(super) closed: bool,
 }
@@ -149,6 +152,12 @@ impl Client {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn hang_up(&self) {
+        let both = rustix::net::Shutdown::Both;
+        rustix::net::shutdown(self.socket.get_ref(), both).unwrap();
+    }
+
     /// 0 is that of events.
     fn number(&self) -> u32 {
         loop {
@@ -229,6 +238,8 @@ fn note(seen: &mut Seen, event: Reply) {
         Reply::Running(_) => seen.running = true,
         Reply::Failed(failure) => seen.failed = Some(failure),
         Reply::Exiting { exit, message } => seen.exiting = Some((exit, message)),
+        #[cfg(test)]
+        Reply::Report(value) => seen.reports.push(value),
         Reply::Error(failure) => tracing::debug!(failure.message, "the monitor complains"),
         _ => {}
     }

@@ -203,6 +203,12 @@ impl Monitor {
         &self.client
     }
 
+    /// Closes this end of the control socket, as the end of this program does.
+    #[cfg(test)]
+    pub(super) fn hang_up(&self) {
+        self.client.hang_up();
+    }
+
     /// Waits until a template can be forked.
     pub(super) async fn ready(&self, step: &'static str, limit: Duration) -> Result<Ready, Start> {
         let seen = self.told(limit, |seen| seen.ready.is_some()).await;

@@ -99,7 +99,8 @@ impl KvmTemplate {
         &self.monitor
     }
 
-    async fn fork_one(&self, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
+    /// Forks one VM.
+    pub(super) async fn fork_typed(&self, spec: ForkSpec) -> Result<Arc<KvmVm>, Error> {
         check_slot(spec.slot.as_ref())?;
         let gone = |_| Error::Control {
             step: "fork",
@@ -131,7 +132,7 @@ impl KvmTemplate {
         place: Place,
         lifetime: Lifetime,
         slot: Option<SlotHandles>,
-    ) -> Result<Arc<dyn Vm>, Error> {
+    ) -> Result<Arc<KvmVm>, Error> {
         let slot = slot.unwrap_or(SlotHandles::NONE);
         let (ours, theirs) = client::pair().map_err(failed("make a socket for", &place.run_dir))?;
         // A template that may not do it leaves it to this process.
@@ -345,7 +346,11 @@ impl Template for KvmTemplate {
     }
 
     async fn fork(&self, specs: Vec<ForkSpec>) -> Vec<Result<Arc<dyn Vm>, Error>> {
-        futures_util::future::join_all(specs.into_iter().map(|spec| self.fork_one(spec))).await
+        let forks = specs.into_iter().map(|spec| async move {
+            let vm = self.fork_typed(spec).await?;
+            Ok(vm as Arc<dyn Vm>)
+        });
+        futures_util::future::join_all(forks).await
     }
 
     async fn close(&self) -> Result<(), Error> {

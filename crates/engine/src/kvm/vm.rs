@@ -123,6 +123,16 @@ impl KvmVm {
         KvmVm::adopted(monitor, place.run_dir, place.booted)
     }
 
+    #[cfg(test)]
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    #[cfg(test)]
+    pub(super) async fn branch_typed(&self, spec: BranchSpec) -> Result<branch::Typed, Error> {
+        branch::branch(&self.0, spec).await
+    }
+
     /// As [`KvmVm::new`], of what is known of an earlier daemon's VM.
     pub(super) fn adopted(monitor: Monitor, run_dir: PathBuf, booted: bool) -> Arc<KvmVm> {
         monitor.keep();
@@ -168,9 +178,10 @@ impl Vm for KvmVm {
         let inner = Arc::clone(&self.0);
         // In a task of its own: a template whose birth nobody hears of would be left over.
         let branched = tokio::spawn(async move { branch::branch(&inner, spec).await });
-        branched
-            .await
-            .unwrap_or_else(|error| Err(ended("branch", &error)))
+        match branched.await {
+            Ok(branched) => branched.map(branch::Typed::into_branch),
+            Err(error) => Err(ended("branch", &error)),
+        }
     }
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {

@@ -4,6 +4,7 @@
     reason = "a test ends where something unexpected happens"
 )]
 
+mod behind;
 mod branches;
 mod forks;
 mod recovery;

@@ -1,0 +1,281 @@
+//! Branches that can be forked before they are written.
+
+use std::time::Duration;
+
+use forkd_engine::fake::FakeConfig;
+use forkd_sandbox::spec::{BranchRequest, RemoveMode};
+use forkd_sandbox::view::{Close, SandboxStatus, SnapshotStatus};
+use forkd_wire::error::ErrorCode;
+use forkd_wire::id::SandboxId;
+
+use crate::world::{PATIENCE, World, tag};
+
+fn request(id: &SandboxId, name: &str, wait: bool) -> BranchRequest {
+    BranchRequest {
+        id: id.clone(),
+        tag: Some(tag(name)),
+        full: false,
+        wait,
+    }
+}
+
+fn slow(save_delay: Duration) -> FakeConfig {
+    FakeConfig {
+        write_behind: true,
+        save_delay,
+        ..FakeConfig::default()
+    }
+}
+
+/// A world with a snapshot `base`, whose branches take this long to be written.
+async fn world(save_delay: Duration) -> World {
+    World::with_base(slow(Duration::ZERO))
+        .await
+        .reopen(slow(save_delay))
+        .await
+        .0
+}
+
+async fn status(world: &World, name: &str) -> (SnapshotStatus, bool) {
+    let listed = world.node.snapshots().await.unwrap();
+    let of_tag: Vec<_> = listed.iter().filter(|s| s.tag == tag(name)).collect();
+    assert_eq!(of_tag.len(), 1, "{listed:?}");
+    let one = world.node.snapshot(&tag(name)).await;
+    if let Ok(one) = &one {
+        assert_eq!(one.status, of_tag[0].status);
+    }
+    (of_tag[0].status, of_tag[0].bootable)
+}
+
+async fn until_ready(world: &World, name: &str) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while status(world, name).await != (SnapshotStatus::Ready, true) {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "never ready: {name}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_branch_is_forked_and_branched_while_it_is_written() {
+    let world = world(Duration::from_millis(600)).await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 1").await;
+    let first = world
+        .node
+        .branch(request(&id, "first", false))
+        .await
+        .unwrap();
+    assert_eq!(first.status, SnapshotStatus::Writing);
+    assert!(first.bootable && first.layered && first.pause.is_some());
+    assert_eq!(first.parent, Some(tag("base")));
+    assert_eq!(
+        status(&world, "first").await,
+        (SnapshotStatus::Writing, true)
+    );
+    let child = world.one("first").await;
+    assert_eq!(world.eval(&child, "x").await, Some("1".into()));
+    world.eval(&child, "x = 2").await;
+    let second = world
+        .node
+        .branch(request(&child, "second", false))
+        .await
+        .unwrap();
+    assert_eq!(second.parent, Some(tag("first")));
+    let grandchild = world.one("second").await;
+    assert_eq!(world.eval(&grandchild, "x").await, Some("2".into()));
+    for taken in ["first", "second"] {
+        let error = world
+            .node
+            .branch(request(&id, taken, false))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), ErrorCode::AlreadyExists);
+        let error = world.node.create_snapshot(world.request(taken), None).await;
+        assert_eq!(error.unwrap_err().code(), ErrorCode::AlreadyExists);
+    }
+    until_ready(&world, "first").await;
+    until_ready(&world, "second").await;
+    // What is on disk is the same, and needs neither daemon nor sandbox.
+    let (world, _) = world.reopen(slow(Duration::ZERO)).await;
+    for (name, value) in [("first", "1"), ("second", "2")] {
+        let id = world.one(name).await;
+        assert_eq!(world.eval(&id, "x").await, Some(value.into()));
+    }
+    assert!(world.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_is_answered_when_it_is_on_disk() {
+    let world = world(Duration::from_millis(200)).await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 5").await;
+    let view = world
+        .node
+        .branch(request(&id, "layer", true))
+        .await
+        .unwrap();
+    assert_eq!((view.status, view.layered), (SnapshotStatus::Ready, true));
+    assert!(view.pause.is_some() && view.physical_bytes > 0);
+    let full = BranchRequest {
+        full: true,
+        ..request(&id, "full", true)
+    };
+    let view = world.node.branch(full).await.unwrap();
+    assert_eq!((view.status, view.layered), (SnapshotStatus::Ready, false));
+    assert_eq!(view.parent, Some(tag("base")));
+    world.node.kill(&id).await.unwrap();
+    let (world, _) = world.reopen(slow(Duration::ZERO)).await;
+    for name in ["layer", "full"] {
+        let id = world.one(name).await;
+        assert_eq!(world.eval(&id, "x").await, Some("5".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_branch_that_cannot_be_written_stays_usable_and_says_so() {
+    let world = world(Duration::ZERO).await;
+    let failing = FakeConfig {
+        fail_save: true,
+        ..slow(Duration::from_millis(50))
+    };
+    let (world, _) = world.reopen(failing).await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 3").await;
+    let error = world
+        .node
+        .branch(request(&id, "lost", true))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InsufficientResources);
+    assert!(
+        error
+            .remedy()
+            .is_some_and(|text| text.contains("forkd rmi lost")),
+        "{error:?}"
+    );
+    assert_eq!(status(&world, "lost").await, (SnapshotStatus::Failed, true));
+    let view = world.node.snapshot(&tag("lost")).await.unwrap();
+    assert!(view.problem.is_some());
+    // Nothing of it is on disk.
+    assert!(world.leftovers().is_empty() && !view.dir.exists());
+    let child = world.one("lost").await;
+    assert_eq!(world.eval(&child, "x").await, Some("3".into()));
+    let error = world
+        .node
+        .compact(&tag("lost"), &tag("flat"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NotReady);
+    // What it lies over must stay, as long as it is there.
+    world.node.kill(&id).await.unwrap();
+    let refused = world
+        .node
+        .remove_snapshot(&tag("base"), RemoveMode::Refuse)
+        .await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::InUse);
+    assert!(refused.to_string().contains("lost"), "{refused}");
+    let refused = world
+        .node
+        .remove_snapshot(&tag("lost"), RemoveMode::Refuse)
+        .await;
+    assert_eq!(refused.unwrap_err().code(), ErrorCode::InUse);
+    world
+        .node
+        .remove_snapshot(&tag("base"), RemoveMode::Cascade)
+        .await
+        .unwrap();
+    assert_eq!(
+        world.node.sandbox(&child).unwrap().status,
+        SandboxStatus::Ended
+    );
+    assert!(world.node.snapshots().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_branch_is_removed_while_it_is_written() {
+    let world = world(Duration::from_secs(60)).await;
+    let id = world.one("base").await;
+    world
+        .node
+        .branch(request(&id, "gone", false))
+        .await
+        .unwrap();
+    world
+        .node
+        .remove_snapshot(&tag("gone"), RemoveMode::Refuse)
+        .await
+        .unwrap();
+    assert_eq!(world.node.snapshots().await.unwrap().len(), 1);
+    assert!(world.leftovers().is_empty());
+    // Its name is free again.
+    world
+        .node
+        .branch(request(&id, "gone", false))
+        .await
+        .unwrap();
+    world
+        .node
+        .remove_snapshot(&tag("base"), RemoveMode::Cascade)
+        .await
+        .unwrap();
+    assert!(world.node.snapshots().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_leaves_no_branch_he_does_not_know() {
+    let world = world(Duration::from_secs(60)).await;
+    let id = world.one("base").await;
+    let branching = world.node.branch(request(&id, "mid", true));
+    tokio::time::timeout(Duration::from_millis(300), branching)
+        .await
+        .expect_err("it takes a minute");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while world.node.snapshots().await.unwrap().len() > 1 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the branch is still there"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.leftovers().is_empty());
+    assert_eq!(world.eval(&id, "1").await, Some("1".into()));
+}
+
+#[tokio::test]
+async fn the_end_of_the_daemon_waits_for_what_is_being_written() {
+    for how in [Close::KillAll, Close::Leave] {
+        let world = world(Duration::from_millis(300)).await;
+        let id = world.one("base").await;
+        world.eval(&id, "x = 8").await;
+        world
+            .node
+            .branch(request(&id, "late", false))
+            .await
+            .unwrap();
+        world.node.close(how).await;
+        let (world, _) = world.reopen(slow(Duration::ZERO)).await;
+        assert_eq!(status(&world, "late").await, (SnapshotStatus::Ready, true));
+        let id = world.one("late").await;
+        assert_eq!(world.eval(&id, "x").await, Some("8".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_killed_after_its_branch_takes_nothing_along() {
+    let world = world(Duration::from_millis(300)).await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 4").await;
+    world
+        .node
+        .branch(request(&id, "left", false))
+        .await
+        .unwrap();
+    world.node.kill(&id).await.unwrap();
+    let child = world.one("left").await;
+    assert_eq!(world.eval(&child, "x").await, Some("4".into()));
+    until_ready(&world, "left").await;
+}
