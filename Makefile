@@ -21,6 +21,12 @@ TEST_ENV := FORKD_AGENT=$(abspath $(AGENT)) FORKD_TEST_AGENT=$(abspath $(AGENT))
             FORKD_TEST_IMAGES=$(DATA)/images FORKD_TEST_GUEST=$(DATA)/guest \
             FORKD_TEST_IMAGE_DIR=$(DATA)/guest
 
+# The built-in monitor is chosen where the CPU can run guests with it.
+MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo -p forkd-vmm)
+
+# What of the lab `make test` runs: short, full or none.
+LAB ?= short
+
 .PHONY: help demo test test-image test-run deps need-cargo need-root build agent install bench lab \
         check fmt clippy fuzz-short clean
 
@@ -28,7 +34,7 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: need-root need-cargo deps agent ## Install what is missing, build, and fork ten sandboxes
-	@cargo build --release -p forkd-cli
+	@cargo build --release -p forkd-cli $(MONITOR)
 	@$(TARGET)/release/forkd quickstart -n 10
 
 test: need-root need-cargo deps check test-image test-run ## Format, lints and all tests, real guests included
@@ -59,6 +65,19 @@ test-run:
 	    passed=$$(count 4); failed=$$(count 6); \
 	fi; \
 	[ "$$status" -eq 0 ] || [ "$$failed" -gt 0 ] || failed=1; \
+	lab='$(LAB)'; \
+	if [ "$$lab" = none ]; then \
+	    echo "lab: skipped, as LAB=none asks for"; \
+	else \
+	    env $(TEST_ENV) cargo run -q -p xtask -- lab --data $(DATA) $(if $(filter full,$(LAB)),,--short) 2>&1 \
+	        | tee $(TARGET)/lab.log; \
+	    labbed=$${PIPESTATUS[0]}; \
+	    last=$$(grep -aoE '^[0-9]+ passed, [0-9]+ failed$$' $(TARGET)/lab.log | tail -1); \
+	    lost=$$(awk '{ print $$3 + 0 }' <<<"$$last"); \
+	    [ "$$labbed" -eq 0 ] || [ "$$lost" -gt 0 ] || lost=1; \
+	    passed=$$((passed + $$(awk '{ print $$1 + 0 }' <<<"$${last:-0}"))); failed=$$((failed + lost)); \
+	    [ "$$labbed" -eq 0 ] || status=$$labbed; \
+	fi; \
 	echo "$$passed passed, $$failed failed"; \
 	exit $$status
 
@@ -106,8 +125,8 @@ bench: need-root need-cargo deps build ## Measure on this machine; also writes t
 	@$(TARGET)/release/forkd quickstart -n 1 >/dev/null
 	@$(TARGET)/release/forkd bench --tag quickstart --n 20 --html $(TARGET)/bench.html
 
-lab: need-cargo deps ## Run the machine monitor's suite in an emulated node with true virtualisation
-	@cargo run -q -p xtask -- lab
+lab: need-root need-cargo deps test-image ## Run the kvm engine with Linux guests in an emulated node
+	@env $(TEST_ENV) cargo run -q -p xtask -- lab --data $(DATA)
 
 check: fmt clippy ## Format and lints
 

@@ -44,15 +44,15 @@ branches() {
         forkd ls > /dev/null 2>&1 && break
         sleep 1
     done
-    first=$(forkd fork --tag quickstart -n 1 -q) || return 1
+    first=$(forkd fork --tag quickstart -n 1) || return 1
     forkd exec "$first" -- sh -c 'echo one > /tmp/level' || return 1
     forkd branch "$first" --tag b1 --no-wait || return 1
     forkd images
     forkd exec "$first" -- sh -c 'echo changed > /tmp/level' || return 1
-    second=$(forkd fork --tag b1 -n 1 -q) || return 1
+    second=$(forkd fork --tag b1 -n 1) || return 1
     [ "$(forkd exec "$second" -- cat /tmp/level)" = one ] || return 1
     forkd branch "$second" --tag b2 || return 1
-    third=$(forkd fork --tag b2 -n 1 -q) || return 1
+    third=$(forkd fork --tag b2 -n 1) || return 1
     [ "$(forkd exec "$third" -- cat /tmp/level)" = one ] || return 1
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
         forkd images | grep -q writing || break
@@ -74,7 +74,7 @@ recovers() {
     done
     forkd ls
     [ "$(forkd exec "$third" -- cat /tmp/level)" = one ] || return 1
-    again=$(forkd fork --tag b2 -n 1 -q) || return 1
+    again=$(forkd fork --tag b2 -n 1) || return 1
     [ "$(forkd exec "$again" -- cat /tmp/level)" = one ] || return 1
     forkd kill --all && forkd images
     kill "$daemon" && wait "$daemon"

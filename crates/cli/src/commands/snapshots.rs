@@ -157,7 +157,11 @@ pub(super) async fn list(context: &Context, args: &Images) -> Result<(), Failure
         .filter(|snapshot| snapshot.status == SnapshotState::Failed)
     {
         let why = broken.warning.as_deref().unwrap_or("unknown reason");
-        output::say(&format!("warning: {} cannot be forked: {why}", broken.tag));
+        let tag = &broken.tag;
+        output::say(&match broken.bootable {
+            true => format!("warning: {tag} is in memory only, and gone with the daemon: {why}"),
+            false => format!("warning: {tag} cannot be forked: {why}"),
+        });
     }
     Ok(())
 }
