@@ -18,15 +18,23 @@ const EDGES: &[(&str, &[&str])] = &[
     ("host", &["wire"]),
     ("snapshot", &["host", "wire"]),
     ("image", &["host", "wire"]),
+    ("slot", &["host"]),
     ("engine", &["host", "wire"]),
-    ("sandbox", &["engine", "host", "image", "snapshot", "wire"]),
+    (
+        "sandbox",
+        &["engine", "host", "image", "slot", "snapshot", "wire"],
+    ),
     (
         "daemon",
-        &["engine", "host", "image", "sandbox", "snapshot", "wire"],
+        &[
+            "engine", "host", "image", "sandbox", "slot", "snapshot", "wire",
+        ],
     ),
     (
         "cli",
-        &["daemon", "engine", "host", "image", "sandbox", "wire"],
+        &[
+            "daemon", "engine", "host", "image", "sandbox", "slot", "wire",
+        ],
     ),
     ("agent", &["wire"]),
     ("vmm", &["host", "wire"]),

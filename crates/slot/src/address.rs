@@ -1,0 +1,91 @@
+//! Names and addresses of slots. They follow from the number alone, so that a crash can be cleaned up without records.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+/// The most slots a node has.
+pub const MAX_SLOTS: u32 = 4000;
+
+/// Begins the name of every slot's network namespace.
+pub const NETNS_PREFIX: &str = "forkd-child-";
+/// The guest's side of a slot.
+pub const TAP: &str = "forkd-tap0";
+/// The outer device in the slot's namespace.
+pub const UPLINK: &str = "veth0";
+/// Begins the name of the outer device's other end, on the host.
+pub const VETH_PREFIX: &str = "forkd-v-";
+
+/// Every guest's address.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
+/// Every guest's gateway and name server.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
+/// Length of the guests' network prefix.
+pub const GUEST_PREFIX: u8 = 24;
+/// The host's address towards every slot.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
+
+/// The network that all guests believe to be alone in.
+pub fn guest_network() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16)
+}
+
+/// The network of the slots' outer addresses.
+pub fn slot_network() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16)
+}
+
+/// The name of a slot's network namespace.
+pub fn netns(index: u32) -> String {
+    format!("{NETNS_PREFIX}{index}")
+}
+
+/// The name of a slot's device on the host.
+pub fn veth(index: u32) -> String {
+    format!("{VETH_PREFIX}{index}h")
+}
+
+/// A slot's address outside of its namespace.
+pub fn outer(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(HOST) + 1 + index)
+}
+
+/// The number of the slot that has this namespace.
+pub fn index_of(netns: &str) -> Option<u32> {
+    let digits = netns.strip_prefix(NETNS_PREFIX)?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let index = digits.parse().ok().filter(|index| *index < MAX_SLOTS)?;
+    (plain && netns == self::netns(index)).then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_slot_has_its_own() {
+        let all: HashSet<Ipv4Addr> = (0..MAX_SLOTS).map(outer).collect();
+        assert_eq!(all.len(), MAX_SLOTS as usize);
+        assert!(all.iter().all(|a| slot_network().contains(a) && *a != HOST));
+        // The longest name of a device is 15 bytes; linux/if.h.
+        assert!(veth(MAX_SLOTS - 1).len() <= 15);
+        assert_eq!(outer(0), Ipv4Addr::new(10, 43, 0, 2));
+        assert_eq!(outer(254), Ipv4Addr::new(10, 43, 1, 0));
+    }
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        assert_eq!(index_of("forkd-child-7"), Some(7));
+        for other in [
+            "forkd-child-",
+            "forkd-child-07",
+            "forkd-child-+7",
+            "forkd-child-4000",
+            "child-7",
+        ] {
+            assert_eq!(index_of(other), None, "{other}");
+        }
+    }
+}

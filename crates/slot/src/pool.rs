@@ -1,0 +1,365 @@
+//! Slots made ahead, so that a fork need not wait for one.
+//!
+//! A thread of its own keeps `ready` slots waiting and removes what is given back. A slot is never used twice: its
+//! namespace goes, and with it every connection, neighbour, route and rule that its guest left.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use forkd_host::net::netns;
+use ipnet::Ipv4Net;
+use tracing::warn;
+
+use crate::address::MAX_SLOTS;
+use crate::registry::{self, Registry};
+use crate::slot::{self, Slot};
+
+#[cfg(test)]
+mod tests;
+
+/// After a slot could not be made, how long until the next try.
+const PAUSE: Duration = Duration::from_secs(1);
+/// RTNL, the kernel's one lock over all links, lets no more than this pay off.
+const THREADS: usize = 2;
+
+/// How the pool is kept.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which numbers are this node's.
+    pub registry: Registry,
+    /// How many slots wait.
+    pub ready: u32,
+    /// How many slots there may be, waiting ones among them; at most [`MAX_SLOTS`].
+    pub max: u32,
+    /// Networks that the default policy refuses besides private ones: a cluster's.
+    pub refused: Vec<Ipv4Net>,
+}
+
+/// Why no slot is to be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// All are in use.
+    #[error(
+        "all {max} network slots of this node are in use; kill sandboxes, or raise --slots (at most {MAX_SLOTS})"
+    )]
+    Exhausted {
+        /// How many there are.
+        max: u32,
+    },
+    /// None could be made in time.
+    #[error("no network slot could be made: {0}")]
+    Failed(String),
+    /// The pool is closed.
+    #[error("the node is closing")]
+    Closed,
+}
+
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A slot of an earlier run cannot be removed.
+    #[error(transparent)]
+    Slot(#[from] slot::Error),
+    /// Numbers cannot be kept.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+}
+
+/// What the pool holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Prepared and waiting.
+    pub ready: u32,
+    /// Used by sandboxes.
+    pub leased: u32,
+    /// Being made or removed.
+    pub busy: u32,
+}
+
+/// Prepared slots.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: VecDeque<Slot>,
+    leased: BTreeSet<u32>,
+    making: BTreeSet<u32>,
+    removing: VecDeque<u32>,
+    being_removed: BTreeSet<u32>,
+    /// Where the next free number is looked for: a number rests as long as possible before it is used again, because
+    /// the host remembers connections by the address that follows from it.
+    next: u32,
+    /// Callers that wait for a slot.
+    waiting: u32,
+    failed: Option<(Instant, String)>,
+    closed: bool,
+}
+
+enum Task {
+    Make(u32),
+    Remove(u32),
+}
+
+impl Pool {
+    /// Removes every slot of this node that `in_use` does not name, and begins to fill.
+    pub fn open(config: Config, in_use: &[u32]) -> Result<Self, OpenError> {
+        for index in config.registry.ours()? {
+            if !in_use.contains(&index) {
+                slot::remove(index)?;
+                config.registry.release(index)?;
+            }
+        }
+        let state = State {
+            leased: in_use.iter().copied().collect(),
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            config,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        let thread = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("slots".to_owned())
+                .spawn(move || shared.work())
+        };
+        let threads = (0..THREADS).filter_map(|n| thread(n).ok()).collect();
+        Ok(Self { shared, threads })
+    }
+
+    /// A slot with the default policy: at once if one is ready, else as soon as one is made. Blocks.
+    pub fn lease(&self, patience: Duration) -> Result<Slot, Error> {
+        let shared = &self.shared;
+        let until = Instant::now() + patience;
+        let mut state = shared.lock();
+        state.waiting += 1;
+        shared.changed.notify_all();
+        let leased = loop {
+            if state.closed {
+                break Err(Error::Closed);
+            }
+            if let Some(slot) = state.ready.pop_front() {
+                state.leased.insert(slot.index());
+                break Ok(slot);
+            }
+            if state.leased.len() >= shared.config.max as usize {
+                break Err(Error::Exhausted {
+                    max: shared.config.max,
+                });
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = state.failed.as_ref().map(|(_, why)| why.clone());
+                break Err(Error::Failed(
+                    why.unwrap_or_else(|| "it took too long".to_owned()),
+                ));
+            }
+            state = match shared.changed.wait_timeout(state, left) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        };
+        state.waiting -= 1;
+        drop(state);
+        shared.changed.notify_all();
+        leased
+    }
+
+    /// Gives a slot back, by its number: its guest must be gone.
+    pub fn release(&self, index: u32) {
+        let mut state = self.shared.lock();
+        if state.leased.remove(&index) {
+            state.removing.push_back(index);
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// What it holds now.
+    pub fn counts(&self) -> Counts {
+        let state = self.shared.lock();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Counts {
+            ready: count(state.ready.len()),
+            leased: count(state.leased.len()),
+            busy: count(state.making.len() + state.removing.len() + state.being_removed.len()),
+        }
+    }
+
+    /// Ends the threads and removes the slots that nobody uses. Those in use stay, for the next pool.
+    pub fn close(mut self) {
+        self.stop();
+        let mut state = self.shared.lock();
+        let waiting = std::mem::take(&mut state.ready);
+        let indices = waiting
+            .iter()
+            .map(Slot::index)
+            .chain(std::mem::take(&mut state.removing));
+        let indices: Vec<u32> = indices.collect();
+        drop((state, waiting));
+        for index in indices {
+            self.shared.remove(index);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some(task) = self.next() {
+            match task {
+                Task::Make(index) => self.make(index),
+                Task::Remove(index) => {
+                    self.remove(index);
+                    self.lock().being_removed.remove(&index);
+                }
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    fn make(&self, index: u32) {
+        let made = self.try_make(index);
+        let mut state = self.lock();
+        state.making.remove(&index);
+        match made {
+            Ok(Some(slot)) => {
+                state.failed = None;
+                state.ready.push_back(slot);
+            }
+            // Somebody else's number; the next one then.
+            Ok(None) => {}
+            Err(e) => {
+                let why = chain(&e);
+                warn!(slot = index, error = why, "no network slot made");
+                state.failed = Some((Instant::now(), why));
+            }
+        }
+    }
+
+    fn try_make(&self, index: u32) -> Result<Option<Slot>, OpenError> {
+        let registry = &self.config.registry;
+        if !registry.claim(index)? {
+            return Ok(None);
+        }
+        match Slot::make(index, &self.config.refused) {
+            Ok(slot) => Ok(Some(slot)),
+            // Provisioned by hand, or by another program: not ours to use or to remove.
+            Err(slot::Error::Netns(netns::Error::Exists { .. })) => {
+                registry.release(index)?;
+                Ok(None)
+            }
+            Err(e) => {
+                registry.release(index)?;
+                Err(e.into())
+            }
+        }
+    }
+
+    fn remove(&self, index: u32) {
+        let removed = slot::remove(index).map_err(OpenError::from);
+        if let Err(e) = removed.and_then(|()| Ok(self.config.registry.release(index)?)) {
+            warn!(
+                slot = index,
+                error = chain(&e),
+                "a network slot may have leaked"
+            );
+        }
+    }
+
+    /// Waits for something to do; `None` when the pool closes.
+    fn next(&self) -> Option<Task> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(task) = state.decide(&self.config, Instant::now()) {
+                return Some(task);
+            }
+            state = match self.changed.wait_timeout(state, PAUSE) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+}
+
+impl State {
+    /// What to do next. Making comes first: somebody may wait for it.
+    fn decide(&mut self, config: &Config, now: Instant) -> Option<Task> {
+        let paused = self
+            .failed
+            .as_ref()
+            .is_some_and(|(at, _)| now.duration_since(*at) < PAUSE);
+        let coming = self.ready.len() + self.making.len();
+        let wanted = (config.ready + self.waiting) as usize;
+        let all = coming + self.leased.len() + self.removing.len() + self.being_removed.len();
+        if !paused && coming < wanted && all < config.max.min(MAX_SLOTS) as usize {
+            let index = self.free_index();
+            self.making.insert(index);
+            return Some(Task::Make(index));
+        }
+        let index = self.removing.pop_front()?;
+        self.being_removed.insert(index);
+        Some(Task::Remove(index))
+    }
+
+    /// The next number that nobody has. There is one: fewer than [`MAX_SLOTS`] are taken.
+    fn free_index(&mut self) -> u32 {
+        loop {
+            let index = self.next;
+            self.next = (self.next + 1) % MAX_SLOTS;
+            let taken = self.leased.contains(&index)
+                || self.making.contains(&index)
+                || self.being_removed.contains(&index)
+                || self.removing.contains(&index)
+                || self.ready.iter().any(|slot| slot.index() == index);
+            if !taken {
+                return index;
+            }
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

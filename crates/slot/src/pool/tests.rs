@@ -1,0 +1,67 @@
+use super::*;
+
+fn config(dir: &std::path::Path, ready: u32, max: u32) -> Config {
+    Config {
+        registry: Registry::open(dir, "tests").unwrap(),
+        ready,
+        max,
+        refused: vec![],
+    }
+}
+
+fn made(task: Option<Task>) -> Option<u32> {
+    match task {
+        Some(Task::Make(index)) => Some(index),
+        _ => None,
+    }
+}
+
+#[test]
+fn as_many_are_made_as_wait_and_no_more_than_there_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, now) = (config(dir.path(), 2, 4), Instant::now());
+    let mut state = State {
+        leased: [0].into(),
+        ..State::default()
+    };
+    assert_eq!(made(state.decide(&config, now)), Some(1));
+    assert_eq!(made(state.decide(&config, now)), Some(2));
+    assert_eq!(made(state.decide(&config, now)), None, "two are coming");
+    state.waiting = 5;
+    assert_eq!(made(state.decide(&config, now)), Some(3));
+    assert_eq!(made(state.decide(&config, now)), None, "four there are");
+}
+
+#[test]
+fn what_was_given_back_is_removed_and_its_number_rests() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, now) = (config(dir.path(), 0, 10), Instant::now());
+    let mut state = State {
+        next: 6,
+        removing: [5].into(),
+        ..State::default()
+    };
+    assert!(matches!(state.decide(&config, now), Some(Task::Remove(5))));
+    assert!(state.decide(&config, now).is_none());
+    state.being_removed.clear();
+    state.waiting = 1;
+    assert_eq!(made(state.decide(&config, now)), Some(6), "not 5 again");
+    state.next = MAX_SLOTS - 1;
+    state.waiting = 2;
+    assert_eq!(made(state.decide(&config, now)), Some(MAX_SLOTS - 1));
+    assert_eq!(state.next, 0);
+}
+
+#[test]
+fn a_failure_is_followed_by_a_pause_but_removing_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, now) = (config(dir.path(), 1, 10), Instant::now());
+    let mut state = State {
+        failed: Some((now, "no".to_owned())),
+        removing: [3].into(),
+        ..State::default()
+    };
+    assert!(matches!(state.decide(&config, now), Some(Task::Remove(3))));
+    assert!(state.decide(&config, now).is_none());
+    assert!(made(state.decide(&config, now + PAUSE)).is_some());
+}

@@ -1,0 +1,196 @@
+//! A host, the world beyond it, and guests made of nothing but a namespace.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use forkd_host::net::netns::{self, Netns};
+use forkd_host::net::route::Route;
+use forkd_slot::pool::{Config, Pool};
+use forkd_slot::registry::{DIRECTORY, Registry};
+
+/// How long a connection may take that ought to be made, and one that ought not.
+pub(crate) const SOON: Duration = Duration::from_millis(1500);
+
+/// A host with an uplink to the world.
+pub(crate) struct World {
+    pub(crate) host: Netns,
+    pub(crate) world: Netns,
+    owner: String,
+}
+
+/// The host's address in the world.
+pub(crate) const HOST: &str = "192.88.99.1";
+/// A machine of the world, its metadata service, somebody's private machine, a denied one.
+pub(crate) const PUBLIC: &str = "93.184.215.14";
+pub(crate) const OTHER: &str = "93.184.215.15";
+pub(crate) const METADATA: &str = "169.254.169.254";
+pub(crate) const PRIVATE: &str = "10.7.0.1";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    pub(crate) fn new() -> World {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let owner = format!(
+            "forkd-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let make = |what: &str| {
+            Netns::create(&format!("{owner}-{what}"))
+                .expect("these tests need root and network namespaces")
+        };
+        let (host, world) = (make("host"), make("world"));
+        let mut here = host.enter(Route::open).unwrap().unwrap();
+        let mut there = world.enter(Route::open).unwrap().unwrap();
+        here.add_veth("uplink0", "eth0", &world).unwrap();
+        for (route, link) in [(&mut here, "uplink0"), (&mut there, "eth0")] {
+            route.set_up("lo").unwrap();
+            route.set_up(link).unwrap();
+        }
+        here.add_address("uplink0", ip(HOST), 24).unwrap();
+        let everything = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        here.add_route(everything, "uplink0", Some(ip("192.88.99.2")))
+            .unwrap();
+        there.add_address("eth0", ip("192.88.99.2"), 24).unwrap();
+        for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
+            there.add_address("eth0", ip(address), 32).unwrap();
+        }
+        host.enter(forkd_slot::host::prepare).unwrap().unwrap();
+        World { host, world, owner }
+    }
+
+    pub(crate) fn registry(&self) -> Registry {
+        Registry::open(Path::new(DIRECTORY), &self.owner).unwrap()
+    }
+
+    /// A pool on this host; its threads stay there.
+    pub(crate) fn pool(&self, ready: u32, max: u32, in_use: &[u32]) -> Pool {
+        let config = Config {
+            registry: self.registry(),
+            ready,
+            max,
+            refused: vec![],
+        };
+        self.host
+            .enter(|| Pool::open(config, in_use))
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Answers connections there with a word.
+    pub(crate) fn listen(&self, netns: &Netns, address: &str, port: u16) {
+        let to = SocketAddr::new(ip(address), port);
+        let listener = netns.enter(|| TcpListener::bind(to)).unwrap().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read(&mut byte).is_ok_and(|n| n > 0)
+                        && stream.write_all(&byte).is_ok()
+                    {}
+                });
+            }
+        });
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for index in self.registry().ours().unwrap() {
+            forkd_slot::slot::remove(index).unwrap();
+            self.registry().release(index).unwrap();
+        }
+        for netns in [&self.host, &self.world] {
+            netns::delete(netns.name()).unwrap();
+        }
+    }
+}
+
+/// A guest in place of a VM: a namespace whose device is bridged to the slot's tap by a thread that copies frames.
+pub(crate) struct Guest {
+    netns: Netns,
+}
+
+impl Guest {
+    /// Connects a guest to a slot's tap.
+    pub(crate) fn on(slot: &forkd_slot::slot::Slot) -> Guest {
+        let name = format!("forkd-test-guest-{}-{}", std::process::id(), slot.index());
+        let netns = Netns::create(&name).unwrap();
+        let card = netns
+            .enter(|| forkd_host::net::tap::open("eth0"))
+            .unwrap()
+            .unwrap();
+        let mut route = netns.enter(Route::open).unwrap().unwrap();
+        route.set_up("lo").unwrap();
+        route
+            .add_address("eth0", forkd_slot::address::GUEST.into(), 24)
+            .unwrap();
+        route.set_up("eth0").unwrap();
+        let everything = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        route
+            .add_route(
+                everything,
+                "eth0",
+                Some(forkd_slot::address::GATEWAY.into()),
+            )
+            .unwrap();
+        let tap = std::fs::File::from(slot.tap().unwrap());
+        let card = std::fs::File::from(card);
+        for (mut from, mut to) in [
+            (tap.try_clone().unwrap(), card.try_clone().unwrap()),
+            (card, tap),
+        ] {
+            std::thread::spawn(move || {
+                let mut frame = vec![0; 70_000];
+                while let Ok(length) = from.read(&mut frame) {
+                    // A frame that the other side does not take is lost, as on a wire.
+                    let _ = to.write(&frame[..length]);
+                }
+            });
+        }
+        Guest { netns }
+    }
+
+    pub(crate) fn connect(&self, address: &str, port: u16) -> Option<TcpStream> {
+        let to = SocketAddr::new(ip(address), port);
+        let stream = self
+            .netns
+            .enter(|| TcpStream::connect_timeout(&to, SOON))
+            .unwrap()
+            .ok()?;
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        Some(stream)
+    }
+
+    /// Whether a word comes back from there.
+    pub(crate) fn reaches(&self, address: &str, port: u16) -> bool {
+        self.connect(address, port)
+            .is_some_and(|mut stream| echoes(&mut stream))
+    }
+
+    pub(crate) fn udp(&self) -> UdpSocket {
+        self.netns
+            .enter(|| UdpSocket::bind("0.0.0.0:0"))
+            .unwrap()
+            .unwrap()
+    }
+}
+
+/// Whether a connection still carries a word there and back.
+pub(crate) fn echoes(stream: &mut TcpStream) -> bool {
+    let mut byte = [0];
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok() && byte == *b"x"
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        netns::delete(self.netns.name()).unwrap();
+    }
+}
