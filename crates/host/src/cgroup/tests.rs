@@ -1,3 +1,5 @@
+//! Tests of control groups, with real ones where there are any.
+
 use std::process::{Command, Stdio};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests with real namespaces, links, taps and rules.
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;

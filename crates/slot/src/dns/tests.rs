@@ -1,3 +1,5 @@
+//! Tests of the name server, against servers upstream on loopback.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};

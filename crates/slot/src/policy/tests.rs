@@ -1,3 +1,5 @@
+//! Tests of what rules mean.
+
 use proptest::prelude::*;
 
 use super::*;

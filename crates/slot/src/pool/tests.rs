@@ -1,3 +1,5 @@
+//! Tests of what the pool decides to do next.
+
 use super::*;
 
 fn config(dir: &std::path::Path, ready: u32, max: u32) -> Config {

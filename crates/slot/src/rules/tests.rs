@@ -1,3 +1,5 @@
+//! Tests of the rules, by their text and by the kernel's word.
+
 use std::net::Ipv4Addr;
 
 use super::*;
