@@ -35,6 +35,9 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Freezing a VM into files; bounded by writing all of memory to a slow disk.
 pub const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Branches that are written behind at once; more wait for their turn, and can be forked meanwhile.
+pub const WRITES_BEHIND: usize = 4;
+
 /// How long the end of the daemon waits for branches that are being written.
 pub const WRITE_AT_CLOSE: Duration = Duration::from_secs(60);
 

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::Tag;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::templates::Loaded;
-use crate::Error;
 use crate::view::{SnapshotStatus, SnapshotView};
+use crate::{Error, limits};
 
 /// How the writing stands.
 #[derive(Debug, Clone)]
@@ -100,12 +100,25 @@ impl Behind {
 }
 
 /// The branches in memory, by tag.
-#[derive(Debug, Default)]
-pub(super) struct Table(Mutex<BTreeMap<Tag, Behind>>);
+#[derive(Debug)]
+pub(super) struct Table {
+    branches: Mutex<BTreeMap<Tag, Behind>>,
+    /// Whoever writes has one: many at once would only fight for the disk.
+    pub(super) writers: Semaphore,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            branches: Mutex::default(),
+            writers: Semaphore::new(limits::WRITES_BEHIND),
+        }
+    }
+}
 
 impl Table {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Tag, Behind>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.branches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, tag: &Tag) -> Option<Behind> {

@@ -119,9 +119,11 @@ impl Node {
             () = cancelled.cancelled() => {
                 // At the end of the daemon the writing is finished; a caller who went away does not know
                 // the name.
-                if !self.inner.closing.is_cancelled()
-                    && let Some(behind) = self.inner.templates.behind.remove(&tag)
-                {
+                if self.inner.closing.is_cancelled() {
+                    let text = format!("the daemon is closing; snapshot {tag} is being finished");
+                    return Err(Error::new(ErrorCode::ShuttingDown, text));
+                }
+                if let Some(behind) = self.inner.templates.behind.remove(&tag) {
                     behind.give_up().await;
                 }
                 return Err(cancelled_error());
@@ -186,22 +188,20 @@ impl Node {
         let (node, mine) = (self.clone(), behind.clone());
         self.inner.tasks.spawn(async move {
             let work = async {
-                let report = written.await.map_err(Error::from)?;
+                // Never closed, so the turn always comes.
+                let _turn = node.inner.templates.behind.writers.acquire().await;
+                written.await.map_err(Error::from)?;
                 crash::point("branch: saved");
                 let snapshot = publish(draft, about, full).await?;
                 crash::point("branch: published");
-                Ok::<_, Error>((snapshot, report))
+                Ok::<_, Error>(snapshot)
             };
             let outcome = tokio::select! {
                 biased;
                 () = mine.cancel.cancelled() => None,
                 outcome = work => Some(outcome),
             };
-            node.settle(
-                &mine,
-                outcome.map(|o| o.map(|(snapshot, _)| snapshot)),
-                &tell,
-            );
+            node.settle(&mine, outcome, &tell);
         });
         Ok(behind)
     }

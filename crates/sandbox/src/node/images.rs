@@ -10,7 +10,7 @@ use super::behind::Behind;
 use super::{Node, blocking};
 use crate::Error;
 use crate::spec::RemoveMode;
-use crate::view::{SandboxStatus, SnapshotStatus, SnapshotView};
+use crate::view::{Ending, SandboxStatus, SnapshotStatus, SnapshotView};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -19,8 +19,9 @@ impl Node {
     pub async fn snapshots(&self) -> Result<Vec<SnapshotView>, Error> {
         let store = self.inner.store.clone();
         let root = store.root().to_owned();
-        let listed = blocking(move || store.list()).await??;
+        // First: what is published meanwhile is found on disk too, and told once, as it is then.
         let in_memory = self.inner.templates.behind.all();
+        let listed = blocking(move || store.list()).await??;
         let mut views: Vec<SnapshotView> = listed
             .into_iter()
             .map(|line| listed_view(line, &root))
@@ -69,7 +70,8 @@ impl Node {
                 RemoveMode::Refuse | RemoveMode::Force => {}
                 RemoveMode::Cascade => {
                     for id in live {
-                        self.kill_because(&id, "its snapshot was removed").await?;
+                        let why = "its snapshot was removed";
+                        self.kill_because(&id, Ending::Killed, why).await?;
                     }
                 }
             }
