@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use forkd_sandbox::spec::Warm;
 use forkd_sandbox::view::{self, SandboxView, SnapshotView};
-use forkd_wire::api::sandbox::{GUEST_ADDR, MemoryUse, SandboxInfo, SandboxStages, SandboxState};
+use forkd_wire::api::sandbox::{
+    GUEST_ADDR, MemoryUse, SandboxEnding, SandboxInfo, SandboxStages, SandboxState,
+};
 use forkd_wire::api::snapshot::{
     CreateSnapshot, SnapshotInfo, SnapshotStages, SnapshotState, SnapshotStep,
 };
@@ -24,7 +26,7 @@ pub(crate) fn snapshot(view: SnapshotView) -> SnapshotInfo {
         dir: view.dir.display().to_string(),
         created_at_unix: view.created_at_unix,
         status: snapshot_state(view.status),
-        bootable: view.status == view::SnapshotStatus::Ready,
+        bootable: view.bootable,
         branched_from: view.branched_from.map(Into::into),
         pause_ms: view.pause.map(|pause| micros(pause).div_ceil(1000)),
         pause_us: view.pause.map(micros),
@@ -82,7 +84,12 @@ pub(crate) fn warm(request: &CreateSnapshot) -> Result<Warm, ApiError> {
 }
 
 pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
+    let unlimited = view.memory_limit_mib.is_some() && !view.memory_limit_enforced;
     SandboxInfo {
+        not_enforced: unlimited
+            .then(|| "memory_limit_mib".to_owned())
+            .into_iter()
+            .collect(),
         id: view.id,
         snapshot_tag: view.tag,
         netns: None,
@@ -95,6 +102,7 @@ pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
         branch_count: view.branches,
         state: sandbox_state(view.status),
         ended: view.ended,
+        ending: view.ending.map(sandbox_ending),
         engine: view.engine,
         index: view.index,
         deadline_unix: view.deadline_unix,
@@ -103,6 +111,16 @@ pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
             forked_ms: millis(view.stages.forked),
             ready_ms: millis(view.stages.ready),
         },
+    }
+}
+
+fn sandbox_ending(ending: view::Ending) -> SandboxEnding {
+    match ending {
+        view::Ending::Killed => SandboxEnding::Killed,
+        view::Ending::TimedOut => SandboxEnding::TimedOut,
+        view::Ending::Undone => SandboxEnding::Undone,
+        view::Ending::Closed => SandboxEnding::Closed,
+        view::Ending::Exited => SandboxEnding::Exited,
     }
 }
 

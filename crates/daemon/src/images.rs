@@ -45,12 +45,7 @@ impl Images {
         let found = tokio::task::spawn_blocking(move || {
             forkd_image::Store::open(&root).and_then(|store| store.get(&wanted))
         });
-        let found = found.await.map_err(|failure| {
-            ApiError::new(
-                ErrorCode::Internal,
-                format!("reading the image store broke off: {failure}"),
-            )
-        })?;
+        let found = found.await.map_err(|failure| broke_off(&failure))?;
         let image = found.map_err(|error| {
             ApiError::new(ErrorCode::Internal, crate::http::error::chain(&error))
         })?;
@@ -66,6 +61,26 @@ impl Images {
             rootfs: image.rootfs,
         })
     }
+}
+
+/// Of what the files hold: the same names may hold something else tomorrow.
+fn digest(files: &[PathBuf]) -> Result<String, ApiError> {
+    let mut all = blake3::Hasher::new();
+    for path in files {
+        let failed = |error: std::io::Error| {
+            ApiError::invalid(format!("{} cannot be read: {error}", path.display()))
+        };
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let mut one = blake3::Hasher::new();
+        one.update_reader(file).map_err(failed)?;
+        all.update(one.finalize().as_bytes());
+    }
+    Ok(format!("blake3:{}", all.finalize()))
+}
+
+fn broke_off(failure: &tokio::task::JoinError) -> ApiError {
+    let text = format!("reading the image broke off: {failure}");
+    ApiError::new(ErrorCode::Internal, text)
 }
 
 async fn by_path(kernel: &Path, initramfs: &Path, rootfs: &Path) -> Result<ImageFiles, ApiError> {
@@ -86,18 +101,12 @@ async fn by_path(kernel: &Path, initramfs: &Path, rootfs: &Path) -> Result<Image
         }
     }
     let name = kernel.file_name().unwrap_or(kernel.as_os_str());
-    let digest = blake3::hash(
-        format!(
-            "{}\0{}\0{}",
-            kernel.display(),
-            initramfs.display(),
-            rootfs.display()
-        )
-        .as_bytes(),
-    );
+    let files = [kernel, initramfs, rootfs].map(Path::to_owned);
+    let digest = tokio::task::spawn_blocking(move || digest(&files)).await;
+    let digest = digest.map_err(|failure| broke_off(&failure))??;
     Ok(ImageFiles {
         name: name.to_string_lossy().into_owned(),
-        digest: format!("paths:{digest}"),
+        digest,
         kernel: kernel.to_owned(),
         initramfs: initramfs.to_owned(),
         rootfs: rootfs.to_owned(),

@@ -38,3 +38,9 @@ pub use paths::{NodePaths, PathArgs};
 pub use run::run_serve;
 pub use serve::{Error, open_node, serve, serve_with};
 pub use state::Options;
+
+/// Every place at which a test kills the daemon, see [`forkd_sandbox::crash`].
+pub fn crash_places() -> Vec<String> {
+    let own = workspaces::CRASH_PLACES.map(str::to_owned);
+    forkd_sandbox::crash::all().into_iter().chain(own).collect()
+}

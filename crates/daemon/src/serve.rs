@@ -140,6 +140,10 @@ pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), E
             branch_concurrency: config.branch_concurrency,
         },
     );
+    // A record that cannot be read is told to whoever asks for a workspace; the sandboxes are served all the same.
+    if let Err(error) = app.workspaces().reconcile().await {
+        tracing::error!(error = error.into_body().error, "workspaces not taken over");
+    }
     let router = http::router::with_app(app.clone());
     connections::raise_file_limit();
     let serving = connections::Serving {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use forkd_sandbox::Node;
 use forkd_sandbox::guest::Client;
-use forkd_sandbox::view::SandboxView;
+use forkd_sandbox::view::{Ending, SandboxStatus, SandboxView};
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
 use http::StatusCode;
@@ -22,9 +22,6 @@ use crate::workspaces::Workspaces;
 
 /// Branches made at once, unless said otherwise: each may write as much as a guest's memory.
 pub(crate) const BRANCH_CONCURRENCY: usize = 4;
-
-/// How the heart words the end of a sandbox that was killed on request; pinned by a test.
-const KILLED: &str = "killed on request";
 
 /// How a router behaves beyond the node it serves.
 #[derive(Debug)]
@@ -96,7 +93,7 @@ impl App {
     /// though the node remembers it for a while.
     pub(crate) fn known(&self, id: &SandboxId) -> Result<SandboxView, ApiError> {
         let view = self.node().sandbox(id)?;
-        if view.ended.as_deref() == Some(KILLED) {
+        if view.ending == Some(Ending::Killed) && view.status == SandboxStatus::Ended {
             return Err(ApiError::new(
                 ErrorCode::NotFound,
                 format!("there is no sandbox {id}"),

@@ -1,8 +1,9 @@
 //! Workspaces: a sandbox with a name, put to sleep as a snapshot and woken as a fork of it.
 //!
-//! A workspace is made of the node's own verbs. Its record is written before and after each of them, and a
-//! suspend removes the old state only when the new one is there, so that no failure loses what was
-//! suspended last. One operation at a time is done on a workspace.
+//! A workspace is made of the node's own verbs, and its record is the truth: what a sandbox or a state has to do
+//! with a workspace that its record does not tell is what a crash has left, and is cleared away when the daemon
+//! starts ([`Workspaces::reconcile`]). A suspend removes the old state only when the new one is there, so that
+//! no failure loses what was suspended last. One operation at a time is done on a workspace.
 //!
 //! ```text
 //!   create ─► running ── suspend: branch, record, kill ──► suspended
@@ -15,9 +16,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use forkd_sandbox::Node;
 use forkd_sandbox::spec::{BranchRequest, ForkRequest, RemoveMode};
 use forkd_sandbox::view::SandboxStatus;
+use forkd_sandbox::{Node, crash};
 use forkd_wire::api::workspace::{CreateWorkspace, WorkspaceInfo, WorkspaceState};
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::{SandboxId, Tag};
@@ -32,6 +33,21 @@ use store::{Record, Store};
 
 /// Longest name: with `ws-`, `-state` and a counter it must still be a tag.
 const NAME_LEN_MAX: usize = 48;
+
+/// Metadata of a workspace's sandboxes: its name.
+const METADATA: &str = "forkd.workspace";
+
+/// Places at which a test kills the daemon; see [`forkd_sandbox::crash`].
+pub(crate) const CRASH_PLACES: [&str; 8] = [
+    "workspace: forked",
+    "workspace: recorded",
+    "workspace: suspend recorded",
+    "workspace: frozen",
+    "workspace: asleep",
+    "workspace: sandbox gone",
+    "workspace: killed",
+    "workspace: state removed",
+];
 
 /// All workspaces of a node.
 #[derive(Debug, Clone)]
@@ -79,8 +95,11 @@ impl Workspaces {
             let text = format!("there is a workspace {} already", request.name);
             return Err(ApiError::new(ErrorCode::AlreadyExists, text));
         }
-        let mut fork = ForkRequest::new(request.snapshot_tag.clone(), 1);
-        fork.memory_limit_mib = request.memory_limit_mib;
+        let fork = fork_of(
+            &request.name,
+            &request.snapshot_tag,
+            request.memory_limit_mib,
+        );
         fork.validate()?;
         let now = now_unix();
         let sandbox = self.fork(fork).await?;
@@ -95,6 +114,7 @@ impl Workspaces {
             state: None,
             suspended: false,
             suspends: 0,
+            removing: false,
             sandbox: Some(sandbox.clone()),
             created_at_unix: now,
             last_active_unix: now,
@@ -103,6 +123,7 @@ impl Workspaces {
             self.let_go(&sandbox).await;
             return Err(error);
         }
+        crash::point("workspace: recorded");
         Ok(self.info(record))
     }
 
@@ -113,10 +134,8 @@ impl Workspaces {
         let Some(sandbox) = record.sandbox.clone().filter(|id| self.runs(id)) else {
             return Err(refused(format!("workspace {name} does not run")));
         };
+        let state = self.next_state(&mut record).await?;
         let old = record.state.take();
-        record.suspends += 1;
-        let state = Tag::new(format!("ws-{name}-state-{}", record.suspends));
-        let state = state.map_err(|error| ApiError::invalid(error.to_string()))?;
         let branch = BranchRequest {
             id: sandbox.clone(),
             tag: Some(state.clone()),
@@ -124,6 +143,7 @@ impl Workspaces {
             wait: true,
         };
         self.node.branch(branch).await?;
+        crash::point("workspace: frozen");
         record.state = Some(state.clone());
         record.suspended = true;
         record.sandbox = None;
@@ -133,7 +153,9 @@ impl Workspaces {
             self.remove_state(&state).await;
             return Err(error);
         }
+        crash::point("workspace: asleep");
         self.let_go(&sandbox).await;
+        crash::point("workspace: sandbox gone");
         if let Some(old) = old {
             self.remove_state(&old).await;
         }
@@ -151,8 +173,7 @@ impl Workspaces {
             .state
             .clone()
             .unwrap_or_else(|| record.source.clone());
-        let mut fork = ForkRequest::new(from, 1);
-        fork.memory_limit_mib = record.memory_limit_mib;
+        let fork = fork_of(name, &from, record.memory_limit_mib);
         let sandbox = self.fork(fork).await?;
         record.sandbox = Some(sandbox.clone());
         record.suspended = false;
@@ -167,17 +188,73 @@ impl Workspaces {
     /// Ends a workspace: its sandbox and its state go, its source stays.
     pub(crate) async fn remove(&self, name: &Tag) -> Result<(), ApiError> {
         let _alone = self.alone(name).await;
-        let record = self.record(name).await?;
+        let mut record = self.record(name).await?;
+        record.removing = true;
+        self.store.put(record.clone()).await?;
+        self.finish_removal(record).await
+    }
+
+    async fn finish_removal(&self, record: Record) -> Result<(), ApiError> {
         if let Some(sandbox) = record.sandbox.filter(|id| self.runs(id)) {
             self.node.kill(&sandbox).await?;
         }
+        crash::point("workspace: killed");
         if let Some(state) = record.state {
             match self.node.remove_snapshot(&state, RemoveMode::Force).await {
                 Err(error) if error.code() != ErrorCode::NotFound => return Err(error.into()),
                 _ => {}
             }
         }
-        self.store.remove(name).await
+        crash::point("workspace: state removed");
+        self.store.remove(&record.name).await
+    }
+
+    /// Clears away what a daemon that was killed has left: sandboxes and states that were made for a workspace
+    /// whose record does not have them.
+    pub(crate) async fn reconcile(&self) -> Result<(), ApiError> {
+        let records = self.store.all().await?;
+        let recorded = |name: &str| records.iter().find(|record| record.name.as_str() == name);
+        for view in self.node.sandboxes() {
+            let Some(name) = view.metadata.get(METADATA) else {
+                continue;
+            };
+            let wanted = recorded(name).is_some_and(|r| r.sandbox.as_ref() == Some(&view.id));
+            if !wanted && view.status != SandboxStatus::Ended {
+                tracing::info!(id = %view.id, workspace = name, "half made sandbox removed");
+                self.let_go(&view.id).await;
+            }
+        }
+        let there = self.node.snapshots().await?;
+        for record in &records {
+            let of_it =
+                (1..=record.suspends).filter_map(|number| state_tag(&record.name, number).ok());
+            for state in of_it.filter(|state| record.state.as_ref() != Some(state)) {
+                if there.iter().any(|snapshot| snapshot.tag == state) {
+                    tracing::info!(%state, workspace = %record.name, "half made state removed");
+                    self.remove_state(&state).await;
+                }
+            }
+        }
+        for record in records.into_iter().filter(|record| record.removing) {
+            self.finish_removal(record).await?;
+        }
+        Ok(())
+    }
+
+    /// The tag of a state that is about to be made, free and recorded as ours.
+    async fn next_state(&self, record: &mut Record) -> Result<Tag, ApiError> {
+        let there = self.node.snapshots().await?;
+        let tag = state_tag(&record.name, record.suspends + 1)?;
+        if there.iter().any(|snapshot| snapshot.tag == tag) {
+            // Somebody else's snapshot of that name stays, and must never be taken for ours.
+            let text = format!("there is a snapshot {tag} that is not of this workspace");
+            return Err(ApiError::new(ErrorCode::AlreadyExists, text)
+                .remedy("remove it, or give the workspace another name"));
+        }
+        record.suspends += 1;
+        self.store.put(record.clone()).await?;
+        crash::point("workspace: suspend recorded");
+        Ok(tag)
     }
 
     async fn record(&self, name: &Tag) -> Result<Record, ApiError> {
@@ -189,6 +266,7 @@ impl Workspaces {
 
     async fn fork(&self, request: ForkRequest) -> Result<SandboxId, ApiError> {
         let outcome = self.node.fork(request).await?;
+        crash::point("workspace: forked");
         match outcome.children.into_iter().next() {
             Some(child) => Ok(child?.id),
             None => Err(ApiError::new(
@@ -249,6 +327,19 @@ impl Workspaces {
             last_branch_memory_path: None,
         }
     }
+}
+
+/// A fork that tells which workspace it is for.
+fn fork_of(name: &Tag, from: &Tag, memory_limit_mib: Option<u64>) -> ForkRequest {
+    let mut fork = ForkRequest::new(from.clone(), 1);
+    fork.memory_limit_mib = memory_limit_mib;
+    fork.metadata = [(METADATA.to_owned(), name.to_string())].into();
+    fork
+}
+
+fn state_tag(name: &Tag, number: u64) -> Result<Tag, ApiError> {
+    Tag::new(format!("ws-{name}-state-{number}"))
+        .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// A workspace in the wrong state; older clients expect 400.

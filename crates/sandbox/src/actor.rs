@@ -19,13 +19,14 @@ use tracing::{Instrument, error, info, warn};
 
 use crate::machine::{Effect, Input, Machine, Refused, State};
 use crate::record::{Records, SandboxRecord};
-use crate::view::{ForkStages, SandboxStatus, SandboxView};
+use crate::view::{Ending, ForkStages, SandboxStatus, SandboxView};
 use crate::{Error, console, crash, guest, limits};
 
+mod deadline;
 mod handle;
 
-use handle::INBOX;
 pub(crate) use handle::{Handle, Request};
+use handle::{INBOX, Stop};
 
 /// What every actor of a node shares.
 #[derive(Debug)]
@@ -54,9 +55,13 @@ pub(crate) struct Actor {
     vm: Arc<OnceLock<(Arc<dyn Vm>, guest::Client)>>,
     greeting: Option<Greeting>,
     stages: ForkStages,
+    /// When it is to be killed.
+    deadline: Option<tokio::time::Instant>,
+    /// What ends it; the first cause stays.
+    ending: Option<Ending>,
     view: watch::Sender<SandboxView>,
     requests: mpsc::Receiver<Request>,
-    stop: watch::Receiver<Option<String>>,
+    stop: watch::Receiver<Option<Stop>>,
     /// Separate from `pending`: a VM that is being forked must be waited for before it can be killed.
     forking: Option<oneshot::Receiver<Result<Arc<dyn Vm>, String>>>,
     exited: Option<Pin<Box<dyn Future<Output = Exit> + Send>>>,
@@ -88,7 +93,7 @@ enum Outcome {
 }
 
 enum Event {
-    Stop(String),
+    Stop(Stop),
     Exited(Exit),
     Finished(Outcome),
     Request(Request),
@@ -122,6 +127,7 @@ pub(crate) async fn recovered(
     if let Some(vm) = vm {
         actor.take_vm(vm);
     }
+    actor.set_deadline(SystemTime::now());
     actor.apply(Input::Observed { alive }, None).await;
     (handle, actor.into_task())
 }
@@ -131,9 +137,11 @@ impl Actor {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (stop, stop_seen) = watch::channel(None);
         let vm = Arc::new(OnceLock::new());
-        let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default()));
+        let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default(), None));
         let actor = Actor {
             machine: Machine::recorded(record.state.clone()),
+            deadline: None,
+            ending: None,
             record,
             context,
             vm: Arc::clone(&vm),
@@ -170,10 +178,10 @@ impl Actor {
     }
 
     async fn next_event(&mut self) -> Event {
-        let deadline = self.record.deadline_unix.map(until_unix);
+        let deadline = self.deadline;
         tokio::select! {
             biased;
-            why = stop_asked(&mut self.stop) => Event::Stop(why),
+            stop = stop_asked(&mut self.stop) => Event::Stop(stop),
             exit = present(&mut self.exited) => {
                 self.exited = None;
                 Event::Exited(exit)
@@ -186,14 +194,17 @@ impl Actor {
                 self.pending = None;
                 Event::Finished(outcome)
             }
-            () = sleep_or_never(deadline) => Event::Stop("its timeout passed".to_owned()),
+            () = deadline::reached(deadline) => Event::Stop(deadline::passed()),
             Some(request) = self.requests.recv(), if self.pending.is_none() => Event::Request(request),
         }
     }
 
     async fn on_event(&mut self, event: Event) {
         match event {
-            Event::Stop(why) => self.apply(Input::Stop(why), None).await,
+            Event::Stop(Stop { ending, why }) => {
+                self.ending.get_or_insert(ending);
+                self.apply(Input::Stop(why), None).await;
+            }
             Event::Exited(exit) => {
                 let why = self.describe_exit(&exit);
                 self.apply(Input::Exited(why), None).await;
@@ -227,6 +238,7 @@ impl Actor {
             Outcome::Forked(Err(why)) => self.apply(Input::Forked(Err(why)), None).await,
             Outcome::Greeted(result) => {
                 self.stages.ready = self.since_request();
+                self.live_from_now();
                 self.apply(Input::Greeted(result), None).await;
             }
             Outcome::Switched(result, reply) => {
@@ -249,6 +261,27 @@ impl Actor {
                 let _ = reply.send(result);
             }
         }
+    }
+
+    /// A sandbox gets the time that was asked for from when it can be used: until then the request has a limit of
+    /// its own.
+    fn live_from_now(&mut self) {
+        let now = SystemTime::now();
+        let record = &mut self.record;
+        let asked = record
+            .deadline_unix
+            .map(|unix| unix.saturating_sub(record.created_at_unix));
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        record.deadline_unix = asked.map(|secs| since.as_secs().saturating_add(secs));
+        self.deadline = asked.map(|secs| tokio::time::Instant::now() + Duration::from_secs(secs));
+    }
+
+    fn set_deadline(&mut self, now: SystemTime) {
+        let record = &self.record;
+        let left = record
+            .deadline_unix
+            .map(|unix| deadline::left(record.created_at_unix, unix, now));
+        self.deadline = left.map(|left| tokio::time::Instant::now() + left);
     }
 
     fn take_vm(&mut self, vm: Arc<dyn Vm>) {
@@ -313,15 +346,9 @@ impl Actor {
         self.record.state = state.clone();
         crash::unrecorded(&state);
         let record = &self.record;
-        let written = match &state {
+        let written = match &record.state {
             State::Ended { .. } => self.context.records.remove(&record.id).await,
-            _ => {
-                let (process, branches) = (record.process, record.branches);
-                self.context
-                    .records
-                    .update(&record.id, state, process, branches)
-                    .await
-            }
+            _ => self.context.records.update(record).await,
         };
         if let Err(e) = written {
             // The sandbox goes on: what a later daemon finds in the older record is checked against the
@@ -329,7 +356,15 @@ impl Actor {
             error!(error = %e, "record not written");
         }
         crash::recorded(&self.record.state);
-        self.view.send_replace(view_of(&self.record, self.stages));
+        // Whatever nobody asked for, the VM has done by itself.
+        let ending = match state {
+            State::Stopping { .. } | State::Ended { .. } => {
+                Some(*self.ending.get_or_insert(Ending::Exited))
+            }
+            _ => None,
+        };
+        self.view
+            .send_replace(view_of(&self.record, self.stages, ending));
     }
 
     fn greet(&mut self) {
@@ -467,14 +502,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn stop_asked(stop: &mut watch::Receiver<Option<String>>) -> String {
+async fn stop_asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     loop {
         if stop.changed().await.is_err() {
             // Every handle is gone: nobody can ask any more.
             return std::future::pending().await;
         }
-        if let Some(why) = stop.borrow_and_update().clone() {
-            return why;
+        if let Some(asked) = stop.borrow_and_update().clone() {
+            return asked;
         }
     }
 }
@@ -497,13 +532,6 @@ async fn arrival(
     }
 }
 
-async fn sleep_or_never(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
-        None => std::future::pending().await,
-    }
-}
-
 fn wall_clock_ns() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -511,13 +539,7 @@ fn wall_clock_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn until_unix(unix: u64) -> Duration {
-    (UNIX_EPOCH + Duration::from_secs(unix))
-        .duration_since(SystemTime::now())
-        .unwrap_or_default()
-}
-
-fn view_of(record: &SandboxRecord, stages: ForkStages) -> SandboxView {
+fn view_of(record: &SandboxRecord, stages: ForkStages, ending: Option<Ending>) -> SandboxView {
     let (status, ended) = match &record.state {
         State::Starting | State::Greeting => (SandboxStatus::Starting, None),
         State::Running | State::Branching { paused: false } => (SandboxStatus::Running, None),
@@ -531,12 +553,14 @@ fn view_of(record: &SandboxRecord, stages: ForkStages) -> SandboxView {
         index: record.index,
         status,
         ended,
+        ending,
         pid: record.process.map(|p| p.pid),
         engine: record.engine.clone(),
         created_at_unix: record.created_at_unix,
         deadline_unix: record.deadline_unix,
         metadata: record.metadata.clone(),
         memory_limit_mib: record.memory_limit_mib,
+        memory_limit_enforced: false,
         stages,
         branches: record.branches,
     }

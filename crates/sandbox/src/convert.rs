@@ -63,11 +63,13 @@ impl From<record::Error> for Error {
                 "move the file away: snapshots are kept apart from it, and orphaned VMs are swept",
             ),
             record::Error::Newer { .. } => Some("use the newer program, or another --state file"),
+            full if full.is_disk_full() => Some("free space where the --state file is"),
             _ => None,
         };
         let code = match &error {
             record::Error::Damaged { .. } => ErrorCode::Corrupt,
             record::Error::Newer { .. } => ErrorCode::Incompatible,
+            full if full.is_disk_full() => ErrorCode::InsufficientResources,
             _ => ErrorCode::Internal,
         };
         let converted = transparent(code, error);

@@ -212,10 +212,14 @@ fn observed(state: &State, alive: bool) -> Step {
     const DIED: &str = "the VM's process ended while no daemon was running";
     const UNANSWERED: &str = "the daemon ended before the sandbox became ready";
     match state {
-        State::Running | State::Paused if alive => Ok((state.clone(), vec![])),
-        // An interrupted save may have left the vCPUs stopped.
-        State::Branching { paused: false } if alive => Ok((State::Running, vec![Effect::Resume])),
-        State::Branching { paused: true } if alive => Ok((State::Paused, vec![])),
+        // The record comes before the effect, and a save stops the vCPUs for a while: only the record tells
+        // whether they are to run. Doing it again does no harm.
+        State::Running | State::Branching { paused: false } if alive => {
+            Ok((State::Running, vec![Effect::Resume]))
+        }
+        State::Paused | State::Branching { paused: true } if alive => {
+            Ok((State::Paused, vec![Effect::Pause]))
+        }
         // Whoever asked for it got no answer and does not know its id.
         State::Starting | State::Greeting => end(state, UNANSWERED.to_owned()),
         State::Running | State::Paused | State::Branching { .. } => end(state, DIED.to_owned()),

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::actor::{Context, Handle, Request};
 use crate::spec::NodeConfig;
-use crate::view::{Close, MemoryUse, SandboxStatus, SandboxView};
+use crate::view::{Close, Ending, MemoryUse, SandboxStatus, SandboxView};
 use crate::{Error, guest, limits};
 
 mod behind;
@@ -65,12 +65,13 @@ impl Node {
 
     /// Kills a sandbox and waits until nothing of it is left. Idempotent while it is remembered.
     pub async fn kill(&self, id: &SandboxId) -> Result<(), Error> {
-        self.kill_because(id, "killed on request").await
+        self.kill_because(id, Ending::Killed, "killed on request")
+            .await
     }
 
-    async fn kill_because(&self, id: &SandboxId, why: &str) -> Result<(), Error> {
+    async fn kill_because(&self, id: &SandboxId, ending: Ending, why: &str) -> Result<(), Error> {
         let handle = self.handle(id)?;
-        handle.stop(why);
+        handle.stop(ending, why);
         handle.ended().await;
         self.forget_old();
         Ok(())
@@ -153,7 +154,7 @@ impl Node {
             let handles: Vec<Handle> = self.lock().values().cloned().collect();
             handles
                 .iter()
-                .for_each(|handle| handle.stop("the daemon is closing"));
+                .for_each(|handle| handle.stop(Ending::Closed, "the daemon is closing"));
             for handle in handles {
                 handle.ended().await;
             }

@@ -77,6 +77,17 @@ pub enum Error {
     Closed,
 }
 
+impl Error {
+    /// Whether there was no room to write.
+    pub fn is_disk_full(&self) -> bool {
+        let (Self::Open { source, .. } | Self::Access { source, .. }) = self else {
+            return false;
+        };
+        // An exhausted disk shows as such, or as a write that falls short.
+        source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+    }
+}
+
 /// What is kept of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxRecord {
@@ -145,17 +156,11 @@ impl Records {
         .await
     }
 
-    /// Writes the state of a sandbox, and its process if there is one.
-    pub async fn update(
-        &self,
-        id: &SandboxId,
-        state: State,
-        process: Option<ProcessIdentity>,
-        branches: u32,
-    ) -> Result<(), Error> {
-        let key = id.clone();
-        self.run("update", id.to_string(), move |connection| {
-            row::update(connection, &key, &state, process, branches)
+    /// Writes what may change of a sandbox: its state, its process, its deadline, its branches.
+    pub async fn update(&self, record: &SandboxRecord) -> Result<(), Error> {
+        let record = record.clone();
+        self.run("update", record.id.to_string(), move |connection| {
+            row::update(connection, &record)
         })
         .await
     }

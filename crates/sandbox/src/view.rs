@@ -101,6 +101,21 @@ pub enum SandboxStatus {
     Ended,
 }
 
+/// What ended a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// Somebody asked for it.
+    Killed,
+    /// Its time was up.
+    TimedOut,
+    /// The request that made it failed or was given up.
+    Undone,
+    /// The daemon ended and took it along.
+    Closed,
+    /// Its VM ended, or never became ready.
+    Exited,
+}
+
 /// How long the stages of a fork took, counted from the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ForkStages {
@@ -121,8 +136,10 @@ pub struct SandboxView {
     pub index: u32,
     /// Its state.
     pub status: SandboxStatus,
-    /// Why it ended.
+    /// Why it ended, in words.
     pub ended: Option<String>,
+    /// What ended it.
+    pub ending: Option<Ending>,
     /// The VM's process.
     pub pid: Option<u32>,
     /// The engine that runs it.
@@ -135,6 +152,8 @@ pub struct SandboxView {
     pub metadata: BTreeMap<String, String>,
     /// Memory limit of the VM's process.
     pub memory_limit_mib: Option<u64>,
+    /// Whether that limit is enforced, or only recorded.
+    pub memory_limit_enforced: bool,
     /// How long it took to make; zero after a restart of the daemon.
     pub stages: ForkStages,
     /// Snapshots branched from it so far.

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use forkd_sandbox::guest::{Event, Exec as Running, ExecRequest};
+use forkd_sandbox::guest::{Client, Event, Exec as Running, ExecRequest};
 use forkd_wire::agent::EvalRequest;
 use forkd_wire::agent::process::{ProcessSelector, Signal};
 use forkd_wire::api::exec::{
@@ -26,6 +26,10 @@ use crate::{ApiError, convert, guest};
 
 /// How long a guest that runs may take to answer.
 const PING_LIMIT: Duration = Duration::from_secs(3);
+/// How long the interpreter may take to tell a version.
+const NUMPY_LIMIT: Duration = Duration::from_secs(1);
+/// What is told where there is none.
+const NO_NUMPY: &str = "not-installed";
 /// How much longer than the code's own limit its result is waited for.
 const EVAL_GRACE: Duration = Duration::from_secs(5);
 /// Wait for code for which no limit was asked.
@@ -41,16 +45,37 @@ pub(crate) async fn ping(
     let client = app.guest(&id)?;
     let begun = Instant::now();
     let health = client.health(PING_LIMIT).await?;
+    let round_trip_ms = convert::millis(begun.elapsed());
     let python = health.python.is_some();
+    let numpy_version = match python {
+        true => numpy_version(&client).await,
+        false => Some(NO_NUMPY.to_owned()),
+    };
     Ok(Json(Pong {
         pong: true,
+        numpy_version,
         pid: 1,
         agent_lang: if python { "python" } else { "none" }.to_owned(),
         warmup_ready: python,
         agent_version: health.agent_version,
         kernel: health.kernel,
-        round_trip_ms: convert::millis(begun.elapsed()),
+        round_trip_ms,
     }))
+}
+
+/// What the interpreter says, unless it has something else to do.
+async fn numpy_version(client: &Client) -> Option<String> {
+    let request = EvalRequest {
+        language: "python".to_owned(),
+        code: "__import__('importlib.metadata').metadata.version('numpy')".to_owned(),
+        timeout_ms: u64::try_from(NUMPY_LIMIT.as_millis()).unwrap_or(u64::MAX),
+    };
+    let answer = client.eval(request, NUMPY_LIMIT).await.ok()?;
+    match (answer.result, answer.error) {
+        (Some(version), None) => Some(version.trim_matches('\'').to_owned()),
+        (_, Some(error)) if error.contains("PackageNotFound") => Some(NO_NUMPY.to_owned()),
+        _ => None,
+    }
 }
 
 /// Runs a command to its end and answers with its output.

@@ -1,5 +1,7 @@
 //! Sandboxes: making, listing, killing, freezing.
 
+use std::time::Instant;
+
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use forkd_sandbox::spec::{BranchRequest, ForkRequest};
@@ -253,6 +255,7 @@ pub(crate) async fn branch(
         wait: body.wait,
     };
     let place = app.branch_place()?;
+    let begun = Instant::now();
     let view = app.node().branch(request).await.map_err(ApiError::from);
     drop(place);
     let view = view.map_err(|error| match error.code() {
@@ -266,9 +269,8 @@ pub(crate) async fn branch(
         StatusCode::ACCEPTED
     };
     let mut info = convert::snapshot(view);
-    info.diff_ms = (mode == BranchMode::Diff)
-        .then_some(info.pause_ms)
-        .flatten();
+    let took = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    info.diff_ms = (mode == BranchMode::Diff).then_some(took);
     Ok((status, Json(info)))
 }
 

@@ -31,6 +31,9 @@ pub(super) struct Record {
     /// How often it was suspended; makes the names of its states distinct.
     pub(super) suspends: u64,
     pub(super) sandbox: Option<SandboxId>,
+    /// Whether its removal has begun, and must be finished.
+    #[serde(default)]
+    pub(super) removing: bool,
     pub(super) created_at_unix: u64,
     pub(super) last_active_unix: u64,
 }

@@ -31,8 +31,22 @@ fn agent() -> &'static Path {
         assert!(built.unwrap().success(), "the agent was not built");
         // target/debug/deps/it-0123 is this program.
         let own = std::env::current_exe().unwrap();
-        own.ancestors().nth(2).unwrap().join("forkd-agent")
+        let built = own.ancestors().nth(2).unwrap();
+        named_as_a_vm(&built.join("forkd-agent"))
     })
+}
+
+/// The same program under the name of one that engines run VMs with: those are looked for after a crash.
+fn named_as_a_vm(agent: &Path) -> PathBuf {
+    let named = agent.with_file_name("test-vms").join("forkd-vmm");
+    std::fs::create_dir_all(named.parent().unwrap()).unwrap();
+    // Other tests may be starting it right now: it is replaced whole.
+    let own = named.with_extension(std::process::id().to_string());
+    std::fs::hard_link(agent, &own).unwrap();
+    std::fs::rename(&own, &named).unwrap();
+    // Where both were the same file already, nothing was renamed.
+    let _ = std::fs::remove_file(&own);
+    named
 }
 
 /// The engine; makes forks fail on request.
@@ -40,6 +54,8 @@ fn agent() -> &'static Path {
 pub(crate) struct Host {
     /// Every second fork fails while this is set.
     pub(crate) every_second_fails: Arc<AtomicBool>,
+    /// A save waits for as long as somebody holds this.
+    pub(crate) saves: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[async_trait]
@@ -66,16 +82,16 @@ impl Engine for Host {
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
-        Ok(Arc::new(Guest::start(
-            &spec.run_dir,
-            spec.machine.memory_mib,
-        )?))
+        let saves = Arc::clone(&self.saves);
+        let guest = Guest::start(&spec.run_dir, spec.machine.memory_mib, saves)?;
+        Ok(Arc::new(guest))
     }
 
     async fn template(&self, spec: TemplateSpec) -> Result<Arc<dyn Template>, Error> {
         Ok(Arc::new(Frozen {
             memory_mib: spec.machine.memory_mib,
             failing: Arc::clone(&self.every_second_fails),
+            saves: Arc::clone(&self.saves),
             forks: AtomicUsize::new(0),
         }))
     }
@@ -101,6 +117,7 @@ impl Engine for Host {
             run_dir: run_dir.to_owned(),
             memory_mib: 64,
             exit,
+            saves: Arc::clone(&self.saves),
         };
         Ok(Some(Arc::new(guest)))
     }
@@ -110,6 +127,7 @@ impl Engine for Host {
 struct Frozen {
     memory_mib: u64,
     failing: Arc<AtomicBool>,
+    saves: Arc<tokio::sync::Mutex<()>>,
     forks: AtomicUsize,
 }
 
@@ -129,7 +147,9 @@ impl Template for Frozen {
                     detail,
                 });
             }
-            Ok(Arc::new(Guest::start(&spec.run_dir, self.memory_mib)?) as Arc<dyn Vm>)
+            let saves = Arc::clone(&self.saves);
+            let guest = Guest::start(&spec.run_dir, self.memory_mib, saves)?;
+            Ok(Arc::new(guest) as Arc<dyn Vm>)
         };
         specs.into_iter().map(fork).collect()
     }
@@ -145,6 +165,7 @@ struct Guest {
     run_dir: PathBuf,
     memory_mib: u64,
     exit: watch::Receiver<Option<Exit>>,
+    saves: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn start_ticks(pid: u32) -> Option<u64> {
@@ -157,21 +178,26 @@ fn start_ticks(pid: u32) -> Option<u64> {
 }
 
 impl Guest {
-    fn start(run_dir: &Path, memory_mib: u64) -> Result<Guest, Error> {
+    fn start(
+        run_dir: &Path,
+        memory_mib: u64,
+        saves: Arc<tokio::sync::Mutex<()>>,
+    ) -> Result<Guest, Error> {
         let spawn = |source| Error::Spawn {
             program: "forkd-agent".to_owned(),
             source,
         };
         let console = std::fs::File::create(run_dir.join("console")).map_err(spawn)?;
         std::fs::write(run_dir.join("console"), "the guest boots\n").map_err(spawn)?;
-        let mut child = Command::new(agent())
+        // In a session of its own: a stopped process whose daemon dies would be hung up on otherwise.
+        let mut child = Command::new("setsid")
+            .arg(agent())
             .arg("serve")
             .arg("--unix")
             .arg(run_dir.join("agent"))
             .stdin(Stdio::null())
             .stdout(console.try_clone().map_err(spawn)?)
             .stderr(console)
-            .process_group(0)
             // With the test's runtime, if the test fails.
             .kill_on_drop(true)
             .spawn()
@@ -197,6 +223,7 @@ impl Guest {
             run_dir: run_dir.to_owned(),
             memory_mib,
             exit,
+            saves,
         })
     }
 
@@ -229,6 +256,7 @@ impl Vm for Guest {
     }
 
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error> {
+        let _turn = self.saves.lock().await;
         let file = |path: &Path, bytes: &[u8]| {
             let step = "write";
             let path = path.to_owned();

@@ -6,13 +6,19 @@
 #![allow(clippy::print_stdout, reason = "tests say what they skipped")]
 
 mod auth;
+#[path = "../../benches/api/client.rs"]
+mod client;
+mod conformance;
+mod daemon;
 mod engine;
 mod errors;
 mod guests;
+mod killed;
 mod observed;
 mod program;
 mod sandboxes;
 mod snapshots;
+mod trouble;
 mod websocket;
 mod workspaces;
 mod world;

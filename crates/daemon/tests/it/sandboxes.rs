@@ -405,3 +405,71 @@ async fn sandboxes_outlive_the_daemon_and_answer_the_next_one() {
     world.delete(&path).await.expect(204);
     world.close().await;
 }
+
+#[tokio::test]
+async fn branches_beyond_the_limit_are_refused_and_can_be_tried_again() {
+    let world = World::with(|options| options.branch_concurrency = 1).await;
+    world.snapshot("base").await;
+    let made = world.fork("base", 2).await;
+    let branch = |i: usize, tag: &str| {
+        let path = format!("/v1/sandboxes/{}/branch", id(&made[i]));
+        let (router, body) = (world.router.clone(), json!({"tag": tag}));
+        async move {
+            let request = crate::world::request(http::Method::POST, &path, body);
+            let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+            let (parts, body) = response.into_parts();
+            let body = http_body_util::BodyExt::collect(body).await.unwrap();
+            (
+                parts.status.as_u16(),
+                String::from_utf8(body.to_bytes().to_vec()).unwrap(),
+            )
+        }
+    };
+    let held = world.engine.saves.lock().await;
+    let first = tokio::spawn(branch(0, "first"));
+    crate::world::until("the first is under way", async || {
+        let text = world.get("/metrics").await.text();
+        text.contains("forkd_branches_in_flight 1")
+    })
+    .await;
+    let (status, text) = branch(1, "second").await;
+    assert_eq!(status, 503, "{text}");
+    assert!(
+        text.contains("\"busy\"") && text.contains("--branch-concurrency"),
+        "{text}"
+    );
+    drop(held);
+    assert_eq!(first.await.unwrap().0, 201);
+    let (status, text) = branch(1, "second").await;
+    assert_eq!(status, 201, "{text}");
+    world.close().await;
+}
+
+#[tokio::test]
+async fn what_ended_a_sandbox_and_what_is_not_enforced_is_told() {
+    let world = World::new().await;
+    world.snapshot("base").await;
+    let body = json!({"snapshot_tag": "base", "memory_limit_mib": 256, "timeout_secs": 1});
+    let made = world.post("/v1/sandboxes", body).await.expect(201);
+    assert_eq!(made[0]["not_enforced"], json!(["memory_limit_mib"]));
+    assert_eq!(made[0]["ending"], Value::Null);
+    let path = format!("/v1/sandboxes/{}", id(&made[0]));
+    crate::world::until("its time is up", async || {
+        world.get(&path).await.expect(200)["state"] == "ended"
+    })
+    .await;
+    assert_eq!(world.get(&path).await.expect(200)["ending"], "timed_out");
+
+    let unlimited = &world.fork("base", 1).await[0];
+    assert_eq!(unlimited["not_enforced"], Value::Null);
+    let path = format!("/v1/sandboxes/{}", id(unlimited));
+    let pid = unlimited["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    crate::world::until("its end", async || {
+        world.get(&path).await.expect(200)["state"] == "ended"
+    })
+    .await;
+    assert_eq!(world.get(&path).await.expect(200)["ending"], "exited");
+    world.close().await;
+}

@@ -1,4 +1,5 @@
-//! Files of a fake guest: a map from path to bytes. Directories exist where files are below them.
+//! Files of a fake guest: a map from path to bytes. Directories exist where files are below them, or where one was
+//! made: as an entry whose path ends in a slash.
 
 use std::sync::Arc;
 
@@ -6,7 +7,8 @@ use bytes::Bytes;
 use forkd_wire::agent::ConnectError;
 use forkd_wire::agent::connect::Code;
 use forkd_wire::agent::filesystem::{
-    EntryInfo, EntryResponse, FileType, ListDirRequest, ListDirResponse, PathRequest, WrittenFile,
+    EntryInfo, EntryResponse, FileType, ListDirRequest, ListDirResponse, MoveRequest, PathRequest,
+    WrittenFile,
 };
 
 use super::agent::{Answer, full, json, respond};
@@ -123,11 +125,48 @@ pub(super) fn list(guest: &Guest, request: &ListDirRequest) -> Answer {
         .keys()
         .filter_map(|file| file.strip_prefix(&below))
         .filter_map(|rest| rest.split('/').next())
+        .filter(|name| !name.is_empty())
         .map(|name| format!("{below}{name}"))
         .collect();
     names.dedup();
     let entries = names.iter().filter_map(|path| find(&state, path)).collect();
     json(&ListDirResponse { entries })
+}
+
+pub(super) fn make_dir(guest: &Guest, request: &PathRequest) -> Answer {
+    let path = absolute(&request.path);
+    let mut state = guest.state();
+    if find(&state, &path).is_some() {
+        let text = format!("{path} exists");
+        return Err(ConnectError::new(Code::AlreadyExists, text));
+    }
+    let empty = Content(Arc::default());
+    state.files.insert(format!("{path}/"), empty);
+    json(&EntryResponse {
+        entry: entry(&path, None),
+    })
+}
+
+pub(super) fn rename(guest: &Guest, request: &MoveRequest) -> Answer {
+    let (from, to) = (absolute(&request.source), absolute(&request.destination));
+    let mut state = guest.state();
+    find(&state, &from).ok_or_else(|| missing(&from))?;
+    let below = format!("{from}/");
+    if from.is_empty() || to.is_empty() || to == from || to.starts_with(&below) {
+        let text = format!("{from} cannot become {to}");
+        return Err(ConnectError::new(Code::InvalidArgument, text));
+    }
+    let all = std::mem::take(&mut state.files);
+    let moved = all.into_iter().map(|(path, content)| {
+        let rest = path.strip_prefix(&from);
+        match rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            Some(rest) => (format!("{to}{rest}"), content),
+            None => (path, content),
+        }
+    });
+    state.files = moved.collect();
+    let entry = find(&state, &to).ok_or_else(|| missing(&to))?;
+    json(&EntryResponse { entry })
 }
 
 pub(super) fn remove(guest: &Guest, request: &PathRequest) -> Answer {

@@ -7,7 +7,7 @@ use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::view::{SandboxStatus, SandboxView};
+use crate::view::{Ending, SandboxStatus, SandboxView};
 use crate::{Error, guest};
 
 /// Requests that may wait for one sandbox. More is answered with `busy`: whoever sends them faster than a VM
@@ -23,12 +23,19 @@ pub(crate) enum Request {
     Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
 }
 
+/// A wish for the end.
+#[derive(Debug, Clone)]
+pub(crate) struct Stop {
+    pub(crate) ending: Ending,
+    pub(crate) why: String,
+}
+
 /// A cheap handle on a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(super) view: watch::Receiver<SandboxView>,
     pub(super) requests: mpsc::Sender<Request>,
-    pub(super) stop: watch::Sender<Option<String>>,
+    pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) vm: Arc<OnceLock<(Arc<dyn Vm>, guest::Client)>>,
 }
 
@@ -48,11 +55,12 @@ impl Handle {
     }
 
     /// Asks for the end; the first reason stays.
-    pub(crate) fn stop(&self, why: &str) {
+    pub(crate) fn stop(&self, ending: Ending, why: &str) {
         self.stop.send_if_modified(|asked| {
             let first = asked.is_none();
             if first {
-                *asked = Some(why.to_owned());
+                let why = why.to_owned();
+                *asked = Some(Stop { ending, why });
             }
             first
         });

@@ -96,8 +96,16 @@ fn a_paused_sandbox_stays_paused_through_a_branch() {
 fn recovery() {
     let branching = State::Branching { paused: false };
     for (state, alive, expected) in [
-        (State::Running, true, Ok((State::Running, vec![]))),
-        (State::Paused, true, Ok((State::Paused, vec![]))),
+        (
+            State::Running,
+            true,
+            Ok((State::Running, vec![Effect::Resume])),
+        ),
+        (
+            State::Paused,
+            true,
+            Ok((State::Paused, vec![Effect::Pause])),
+        ),
         (branching, true, Ok((State::Running, vec![Effect::Resume]))),
     ] {
         let mut machine = Machine::recorded(state);

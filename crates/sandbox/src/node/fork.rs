@@ -19,7 +19,7 @@ use crate::actor::{self, Fork, Handle, chain};
 use crate::machine::State;
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
-use crate::view::{ForkOutcome, SandboxStatus, SandboxView};
+use crate::view::{Ending, ForkOutcome, SandboxStatus, SandboxView};
 use crate::{Error, admission, crash, ids, limits};
 
 type VmSender = oneshot::Sender<Result<Arc<dyn Vm>, String>>;
@@ -129,8 +129,7 @@ impl Node {
         let forked = match (dirs, child.handle.status()) {
             (Err(why), _) => Err(Error::new(ErrorCode::Internal, why.clone())),
             (Ok(()), SandboxStatus::Starting) => fork_one(loaded.template.as_ref(), spec).await,
-            // Stopped while it waited for its turn.
-            (Ok(()), _) => Err(cancelled_error()),
+            (Ok(()), _) => Err(not_begun(&child.handle)),
         };
         let failure = deliver(child.vm, forked).await;
         let view = child.handle.settled().await;
@@ -164,8 +163,10 @@ impl Node {
             .iter()
             .filter_map(|c| c.as_ref().ok())
             .map(|v| v.id.clone());
-        let kills =
-            live.map(|id| async move { self.kill_because(&id, "its fan-out failed").await });
+        let kills = live.map(|id| async move {
+            self.kill_because(&id, Ending::Undone, "its fan-out failed")
+                .await
+        });
         join_all(kills.collect::<Vec<_>>()).await;
         if cancelled.is_cancelled() {
             return Err(cancelled_error());
@@ -184,6 +185,13 @@ impl Node {
             None => error,
         })
     }
+}
+
+/// A sandbox that was stopped while it waited for its turn.
+fn not_begun(handle: &Handle) -> Error {
+    let view = handle.view();
+    let why = view.ended.unwrap_or_default();
+    Error::new(ErrorCode::NotReady, format!("sandbox {}: {why}", view.id))
 }
 
 struct Child {
@@ -234,7 +242,8 @@ impl StopOnCancel {
                 biased;
                 () = watched.cancelled() => {}
                 () = cancelled.cancelled() => {
-                    children.iter().for_each(|child| child.stop("its caller went away"));
+                    let why = "its caller went away";
+                    children.iter().for_each(|child| child.stop(Ending::Undone, why));
                 }
             }
         });

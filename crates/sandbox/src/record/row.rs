@@ -61,26 +61,21 @@ pub(super) fn insert(connection: &Connection, record: &SandboxRecord) -> Result<
     Ok(())
 }
 
-pub(super) fn update(
-    connection: &Connection,
-    id: &SandboxId,
-    state: &State,
-    process: Option<ProcessIdentity>,
-    branches: u32,
-) -> Result<(), Error> {
-    let (state, why) = state_columns(state);
+pub(super) fn update(connection: &Connection, record: &SandboxRecord) -> Result<(), Error> {
+    let (state, why) = state_columns(&record.state);
     connection
         .prepare_cached(
-            "UPDATE sandboxes SET state = ?2, why = ?3, pid = ?4, start_ticks = ?5, branches = ?6
-             WHERE id = ?1",
+            "UPDATE sandboxes SET state = ?2, why = ?3, pid = ?4, start_ticks = ?5, branches = ?6,
+             deadline_unix = ?7 WHERE id = ?1",
         )?
         .execute(params![
-            id.as_str(),
+            record.id.as_str(),
             state,
             why,
-            process.map(|p| p.pid),
-            process.map(|p| p.start_ticks),
-            branches,
+            record.process.map(|p| p.pid),
+            record.process.map(|p| p.start_ticks),
+            record.branches,
+            record.deadline_unix,
         ])?;
     Ok(())
 }

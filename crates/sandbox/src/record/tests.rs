@@ -43,11 +43,14 @@ async fn what_was_written_is_read_after_reopening() {
             .insert(vec![record("a"), record("b"), record("c")])
             .await
             .unwrap();
-        let id = record("a").id;
-        records
-            .update(&id, State::Running, process, 2)
-            .await
-            .unwrap();
+        let changed = SandboxRecord {
+            state: State::Running,
+            process,
+            branches: 2,
+            deadline_unix: Some(77),
+            ..record("a")
+        };
+        records.update(&changed).await.unwrap();
         records.remove(&record("b").id).await.unwrap();
     }
     let records = Records::open(&path).unwrap();
@@ -55,6 +58,7 @@ async fn what_was_written_is_read_after_reopening() {
         state: State::Running,
         process,
         branches: 2,
+        deadline_unix: Some(77),
         ..record("a")
     };
     assert_eq!(read(&records).await, [expected, record("c")]);

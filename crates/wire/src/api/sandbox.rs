@@ -29,11 +29,11 @@ pub struct CreateSandboxes {
     /// The caller's own words about the sandboxes, to filter by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Seconds after which the sandboxes are killed.
+    /// Seconds after which each sandbox is killed, counted from when it was ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 31536000))]
     pub timeout_secs: Option<u64>,
-    /// Memory limit of each VM process, MiB.
+    /// Memory limit of each VM process, MiB. Where a node does not enforce it, the sandbox's `not_enforced` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 262144))]
     pub memory_limit_mib: Option<u64>,
@@ -96,6 +96,23 @@ pub enum SandboxState {
     Ended,
 }
 
+/// What ended a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum SandboxEnding {
+    /// Somebody asked for it.
+    Killed,
+    /// Its `timeout_secs` were over.
+    TimedOut,
+    /// The request that made it failed or was given up.
+    Undone,
+    /// The daemon ended and took it along.
+    Closed,
+    /// Its VM ended, or its guest never answered.
+    Exited,
+}
+
 /// A sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -128,9 +145,15 @@ pub struct SandboxInfo {
     pub branch_count: u32,
     /// Its state.
     pub state: SandboxState,
-    /// Why it ended.
+    /// Why it ended, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
+    /// What ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<SandboxEnding>,
+    /// Fields of this answer that are recorded, but not enforced on this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_enforced: Vec<String>,
     /// The engine that runs it.
     #[serde(default)]
     pub engine: String,
@@ -232,7 +255,7 @@ pub struct BranchSandbox {
     /// Older form of `mode: live`.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub live: bool,
-    /// Write all of memory and report what a layer would have taken.
+    /// Accepted for older clients: all of memory is written, and nothing more is measured.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub measure_diff: bool,
     /// Answer only when the files are written. `false` needs `mode: live`.
@@ -279,6 +302,9 @@ pub struct Pong {
     pub kernel: String,
     /// How long the agent took to answer.
     pub round_trip_ms: f64,
+    /// Version of numpy in the guest's Python, or `not-installed`. Left out while the interpreter is busy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numpy_version: Option<String>,
 }
 
 /// Answer of `GET /v1/sandboxes/{id}/memory`.

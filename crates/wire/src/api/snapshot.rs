@@ -131,7 +131,8 @@ pub struct SnapshotInfo {
     /// The same in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_us: Option<u64>,
-    /// Milliseconds the layer took to be written. Present where the branch was asked for as a diff.
+    /// Milliseconds from the request until the layer was written. In the answer to a branch that was asked for as a
+    /// diff and waited for, and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_ms: Option<u64>,
     /// Bytes the layer takes on disk, for a snapshot that holds only one.

@@ -11,6 +11,7 @@ fn record(name: &str) -> Record {
         state: None,
         suspended: false,
         suspends: 0,
+        removing: false,
         sandbox: Some("sb-1".parse().unwrap()),
         created_at_unix: 1,
         last_active_unix: 2,
