@@ -54,6 +54,12 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// How long a VM that an earlier daemon left may take to answer.
 const ADOPT_LIMIT: Duration = Duration::from_secs(10);
 
+/// Looks for the monitor's program: what `FORKD_VMM` names, else beside the running program, below its
+/// `lib/forkd`, or on `PATH`. The error says what would help.
+pub fn find_program() -> Result<PathBuf, Error> {
+    program::find()
+}
+
 /// The engine.
 #[derive(Debug, Default)]
 pub struct Kvm {

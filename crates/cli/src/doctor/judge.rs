@@ -178,6 +178,9 @@ fn qemu(found: &Findings, is_engine: bool) -> Check {
                     "forkd needs {}.{} or newer: {install}, on Debian 12 or newer",
                     QEMU_MIN.0, QEMU_MIN.1
                 )),
+                Some(_) if is_engine => {
+                    check("qemu", Status::Ok, format!("{detail}, chosen: engine qemu"))
+                }
                 Some(_) => check("qemu", Status::Ok, detail),
                 None => check("qemu", Status::Warn, detail)
                     .remedy("does `qemu-system-x86_64 --version` work?"),
@@ -194,10 +197,17 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
 
 fn vmm(found: &Findings) -> Check {
     match &found.vmm {
-        Some(path) => check("vmm", Status::Ok, path.display().to_string()).needed(),
-        None => check("vmm", Status::Fail, "no forkd-vmm beside this program")
-            .remedy("run `make build` (or `make install`), or name one in FORKD_VMM")
-            .needed(),
+        Some(path) => {
+            let detail = format!("{}, chosen: engine kvm", path.display());
+            check("vmm", Status::Ok, detail).needed()
+        }
+        None => check(
+            "vmm",
+            Status::Fail,
+            "no forkd-vmm beside this program or on PATH",
+        )
+        .remedy("run `make build` (or `make install`), or name one in FORKD_VMM")
+        .needed(),
     }
 }
 

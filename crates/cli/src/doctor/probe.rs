@@ -82,7 +82,7 @@ impl Findings {
             facts: Facts::collect(),
             arch: std::env::consts::ARCH,
             qemu: find_tool("qemu-system-x86_64", "--version"),
-            vmm: vmm(),
+            vmm: forkd_engine::kvm::find_program().ok(),
             image_tools: tools
                 .map(|(program, pkg)| (program, pkg, on_path(program)))
                 .to_vec(),
@@ -107,24 +107,6 @@ fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata()
         .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-}
-
-fn vmm() -> Option<PathBuf> {
-    let named = std::env::var_os("FORKD_VMM").map(PathBuf::from);
-    let program = std::env::current_exe().ok();
-    let dir = program.as_deref().and_then(Path::parent);
-    let beside = dir.map(|dir| dir.join("forkd-vmm"));
-    let below = dir
-        .and_then(Path::parent)
-        .map(|up| up.join("lib/forkd/forkd-vmm"));
-    let installed =
-        ["/usr/local/bin/forkd-vmm", "/usr/local/lib/forkd/forkd-vmm"].map(PathBuf::from);
-    named
-        .into_iter()
-        .chain(beside)
-        .chain(below)
-        .chain(installed)
-        .find(|path| is_program(path))
 }
 
 /// Whether a usable image of this name is there. The store is not opened: that would make it.
