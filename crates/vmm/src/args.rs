@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use forkd_vmm::bench;
-use forkd_vmm::start::{Error, Guest, LinuxGuest, Process, Size, Snapshot};
+use forkd_vmm::start::{Error, Guest, LinuxGuest, Peripherals, Process, Size, Snapshot};
 
 /// The machine monitor of forkd. People use `forkd`; this program is started by its daemon.
 #[derive(Debug, Parser)]
@@ -175,19 +175,22 @@ impl BootArgs {
     }
 
     pub(crate) fn guest(&self) -> Result<Guest, Error> {
-        let Some(kernel) = self.kernel.clone() else {
-            return Ok(Guest::Test);
-        };
-        Ok(Guest::Linux(Box::new(LinuxGuest {
-            kernel,
-            initramfs: self.initramfs.clone(),
-            command_line: self.cmdline.clone(),
+        let peripherals = Peripherals {
             disks: self.disks.clone(),
             mac: self.mac,
             cid: self.cid,
             tap_fd: self.tap_fd,
             vsock_fd: self.vsock_fd,
             console_fd: self.console_fd,
+        };
+        let Some(kernel) = self.kernel.clone() else {
+            return Ok(Guest::Test(peripherals));
+        };
+        Ok(Guest::Linux(Box::new(LinuxGuest {
+            kernel,
+            initramfs: self.initramfs.clone(),
+            command_line: self.cmdline.clone(),
+            peripherals,
         })))
     }
 }

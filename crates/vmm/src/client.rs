@@ -3,6 +3,8 @@
 //! Every process it knows is a child of this one (the monitor forks siblings), so dropping a
 //! [`Process`] kills and reaps it.
 
+mod fork;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,7 +13,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use forkd_wire::vmm::{Child, Failure, FdSet, Reply, Request, Stages};
+use forkd_wire::vmm::{Failure, Reply, Request, Stages};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -19,9 +21,6 @@ use crate::control::{self, Channel};
 
 /// Held while a child's descriptor is open to every child: others started meanwhile must not get it.
 static STARTING: Mutex<()> = Mutex::new(());
-
-/// Children in one request: what a template allocates for a larger one ends up copied in each child.
-const BATCH: usize = 12;
 
 /// How long to wait for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -312,58 +311,6 @@ impl Process {
     pub fn run(&mut self, op: u32, args: [u32; 3]) -> Result<u64, Error> {
         self.command(op, args)?;
         self.report()
-    }
-
-    /// Asks a template for `count` forks. The sandboxes may not run yet.
-    pub fn fork(&mut self, count: usize, paused: bool) -> Result<Vec<Process>, Error> {
-        let mut sandboxes = Vec::with_capacity(count);
-        let mut channels = Vec::with_capacity(count);
-        let mut batches = Vec::new();
-        for first in (0..count).step_by(BATCH) {
-            let size = (count - first).min(BATCH);
-            let pairs: io::Result<Vec<_>> = (0..size).map(|_| Channel::pair()).collect();
-            let pairs = pairs.map_err(|source| Error::System {
-                step: "make a socket pair",
-                source,
-            })?;
-            let child = |number| Child {
-                id: format!("sandbox-{number}"),
-                user: None,
-                paused,
-                fds: FdSet::CONTROL,
-            };
-            let children = (first..first + size).map(child).collect();
-            let fds: Vec<_> = pairs.iter().map(|(_, theirs)| theirs.as_fd()).collect();
-            batches.push(self.send(&Request::Fork { children }, &fds)?);
-            channels.extend(pairs.into_iter().map(|(ours, _)| ours));
-        }
-        let mut channels = channels.into_iter();
-        for seq in batches {
-            let (reply, pidfds) = self.answer(seq)?;
-            let Reply::Forked(children) = reply else {
-                return Err(Error::Unexpected(Box::new(reply)));
-            };
-            let mut pidfds = pidfds.into_iter();
-            for (child, channel) in children.into_iter().zip(&mut channels) {
-                let pid = child.map_err(Error::Refused)?;
-                let pidfd = pidfds.next().ok_or(Error::Gone(pid))?;
-                sandboxes.push(Process {
-                    channel,
-                    pid,
-                    pidfd,
-                    seq: 0,
-                    reaped: false,
-                });
-            }
-        }
-        Ok(sandboxes)
-    }
-
-    /// Asks for one fork and waits until its guest has executed something.
-    pub fn fork_one(&mut self) -> Result<Process, Error> {
-        let mut sandbox = self.fork(1, false)?.remove(0);
-        sandbox.alive()?;
-        Ok(sandbox)
     }
 
     /// Branches a sandbox.

@@ -10,12 +10,17 @@
 //!        0x520  in   is a command waiting?
 //!        0x524  out  report a value
 //! ```
+//!
+//! With disks, a network card or sockets it has the devices of a Linux guest beside its own: whoever gives
+//! it commands is their driver.
 
 mod code;
 mod device;
+mod more;
 
 pub use code::{COUNTER, LOAD_ADDRESS, program};
 pub use device::{Mailbox, TestDevice};
+pub use more::{SECOND_COUNTER, SECOND_PAGE, second_program};
 
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -39,6 +44,22 @@ pub const HALT: u32 = 4;
 pub const READ: u32 = 5;
 /// Crash the CPU (triple fault).
 pub const CRASH: u32 = 6;
+/// Write `args[1]` to the four bytes at address `args[0]`; report 0.
+pub const WRITE: u32 = 7;
+/// Report the time-stamp counter without its lowest 16 bits.
+pub const TSC: u32 = 8;
+/// Have the kvmclock written to the address `args[0]`, which has its lowest bit set; report 0.
+pub const CLOCK: u32 = 9;
+/// Start the CPU with the number `args[0]` at page `args[1]`, below 256, in real mode; report 0.
+pub const START: u32 = 10;
+/// Write the byte `args[1]` to port `args[0]`; report 0.
+pub const OUT: u32 = 11;
+/// Report the byte at port `args[0]`.
+pub const IN: u32 = 12;
+/// Write numbers without sense, seeded by `args[2]`, to `args[1]` words from address `args[0]`; report 0.
+pub const GARBAGE: u32 = 13;
+/// Write such numbers, bytes and words, to `args[1]` ports from port `args[0]`; report 0.
+pub const GARBAGE_PORTS: u32 = 14;
 /// Not for the guest: the vCPU thread makes a system call that its filter forbids.
 pub const FORBIDDEN: u32 = 100;
 

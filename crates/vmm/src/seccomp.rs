@@ -111,6 +111,9 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_IRQ_LINE: u64 = 0x4008_ae61;
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 const FIONBIO: u64 = 0x5421;
+/// A fork sets up the tap it was given: the header's length and what may be left undone in a frame.
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const VCPU_IOCTLS: [u64; 3] = [KVM_RUN, KVM_IRQ_LINE, FIONBIO];
 
 static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
@@ -119,7 +122,13 @@ static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 /// vCPU threads. Call it last before serving.
 pub fn confine_main() -> Result<(), Error> {
     let kvm = condition(SeccompCmpOp::MaskedEq(TYPE_MASK), KVM_TYPE)?;
-    let ioctls = [kvm, equal(PAGEMAP_SCAN)?, equal(FIONBIO)?];
+    let ioctls = [
+        kvm,
+        equal(PAGEMAP_SCAN)?,
+        equal(FIONBIO)?,
+        equal(TUNSETVNETHDRSZ)?,
+        equal(TUNSETOFFLOAD)?,
+    ];
     let ioctls: Result<Vec<_>, _> = ioctls.into_iter().map(|one| rule(vec![one])).collect();
     let main = compile(
         &[EVERY_THREAD, MAIN_THREAD].concat(),

@@ -7,7 +7,7 @@ mod linux;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,12 +16,12 @@ use forkd_wire::layer::{self, Index};
 use forkd_wire::vmm::{Reply, State};
 use vm_memory::{Bytes, GuestAddress};
 
-pub use linux::LinuxGuest;
+pub use linux::{LinuxGuest, Peripherals};
 
 use crate::control::{Channel, failure};
 use crate::controller::Controller;
 use crate::host::Host;
-use crate::machine::devices::{self, Devices, Resources};
+use crate::machine::devices::{self, Devices};
 use crate::machine::{self, Frozen, Machine};
 use crate::memory::{self, Memory};
 use crate::role::Role;
@@ -59,8 +59,8 @@ pub struct Snapshot {
 /// What to boot.
 #[derive(Debug)]
 pub enum Guest {
-    /// The built-in test guest.
-    Test,
+    /// The built-in test guest, with devices of a Linux guest if any are named.
+    Test(Peripherals),
     /// A Linux kernel.
     Linux(Box<LinuxGuest>),
 }
@@ -179,14 +179,11 @@ pub fn load_bare(process: &Process, snapshot: &Snapshot) -> Result<Template, Err
 
 /// Boots a machine and serves it.
 pub fn boot(process: &Process, size: Size, guest: Guest) -> Result<Role, Error> {
-    let devices = match &guest {
-        Guest::Test => Vec::new(),
-        Guest::Linux(linux) => [linux.tap_fd, linux.vsock_fd, linux.console_fd]
-            .into_iter()
-            .flatten()
-            .collect(),
+    let peripherals = match &guest {
+        Guest::Test(peripherals) => peripherals,
+        Guest::Linux(linux) => &linux.peripherals,
     };
-    with_controller(process, &devices, |controller| {
+    with_controller(process, &peripherals.descriptors(), |controller| {
         let sandbox = boot_machine(process, size, guest, controller)?;
         Ok(Role::Sandbox(Box::new(sandbox)))
     })
@@ -280,7 +277,7 @@ fn boot_machine(
     let host = Arc::new(Host::open()?);
     let memory = Arc::new(Memory::anonymous(size.memory_mib)?);
     let (machine, disks) = match guest {
-        Guest::Test => (test_machine(&host, &memory, size, controller)?, Vec::new()),
+        Guest::Test(peripherals) => test_machine(&host, &memory, size, controller, &peripherals)?,
         Guest::Linux(linux) => linux.build(&host, &memory, size, controller)?,
     };
     confine(process)?;
@@ -292,35 +289,39 @@ fn test_machine(
     memory: &Arc<Memory>,
     size: Size,
     controller: &Controller,
-) -> Result<Machine, Error> {
-    let program = guest::program();
-    let written = memory
-        .guest()
-        .write_slice(&program, GuestAddress(guest::LOAD_ADDRESS));
-    written.map_err(Error::Load)?;
+    peripherals: &Peripherals,
+) -> Result<(Machine, Vec<File>), Error> {
+    write(memory, &guest::program(), guest::LOAD_ADDRESS)?;
+    for other in 0..u64::from(size.vcpus) - 1 {
+        // A guest too small for all of them cannot start the last ones.
+        let page = u64::from(guest::SECOND_PAGE) + other;
+        _ = write(memory, &guest::second_program(), page * memory::PAGE);
+    }
     let cpuid = host.cpuid();
-    let control = controller.channel().cloned();
-    let devices = |_: &_, _: &_| match control {
-        Some(control) => Devices::test(control),
-        None => Ok(Devices::default()),
+    let disks = open_disks(&peripherals.disks)?;
+    let plan = peripherals.plan();
+    let resources = peripherals.resources(controller, &disks)?;
+    let devices = |vm: &_, exit: &_| match plan {
+        Some(plan) => Devices::test_with(plan, resources, vm, memory, exit),
+        None => Devices::test(resources.control),
     };
     let set_up = |number, fd: &kvm_ioctls::VcpuFd| {
         fd.set_cpuid2(&cpuid)
             .map_err(kvm::failed("set the CPUID"))?;
-        // The other vCPUs wait for a start-up that the test guest never sends.
+        // The other vCPUs wait until the test guest starts them.
         if number == 0 {
             guest::set_up(fd)
         } else {
             Ok(())
         }
     };
-    Ok(Machine::fresh(
-        host,
-        memory,
-        size.vcpus as usize,
-        devices,
-        set_up,
-    )?)
+    let machine = Machine::fresh(host, memory, size.vcpus as usize, devices, set_up)?;
+    Ok((machine, disks))
+}
+
+fn write(memory: &Memory, bytes: &[u8], at: u64) -> Result<(), Error> {
+    let written = memory.guest().write_slice(bytes, GuestAddress(at));
+    written.map_err(Error::Load)
 }
 
 fn confine(process: &Process) -> Result<(), Error> {
@@ -360,31 +361,4 @@ fn read_capped(path: &Path, max: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(len as usize);
     file.take(max).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
-}
-
-/// The descriptors of a booted machine, taken over by number.
-fn inherited(number: Option<RawFd>) -> Result<Option<OwnedFd>, Error> {
-    number
-        .map(|number| sys::inherited_fd(number).map_err(|e| Error::Fd(number, e)))
-        .transpose()
-}
-
-/// Resources of a booted machine.
-fn resources(
-    controller: &Controller,
-    disks: &[File],
-    fds: [Option<RawFd>; 3],
-) -> Result<Resources, Error> {
-    let control = controller.channel().cloned();
-    let control = control.expect("a process that boots a machine was given a control socket");
-    let disks: Result<_, _> = disks.iter().map(File::try_clone).collect();
-    let disks = disks.map_err(machine::Error::Prepare)?;
-    let [tap, vsock, console] = fds.map(inherited);
-    Ok(Resources {
-        control,
-        disks,
-        tap: tap?,
-        vsock: vsock?,
-        console: console?,
-    })
 }

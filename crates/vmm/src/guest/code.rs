@@ -1,6 +1,9 @@
 //! The guest's machine code, assembled when it is needed.
 
-use super::{COUNT, CRASH, FILL, HALT, PORT, READ, SUM};
+use super::{
+    CLOCK, COUNT, CRASH, FILL, GARBAGE, GARBAGE_PORTS, HALT, IN, OUT, PORT, READ, START, SUM, TSC,
+    WRITE, more,
+};
 
 /// Where the program is loaded and starts.
 pub const LOAD_ADDRESS: u64 = 0x1000;
@@ -9,11 +12,11 @@ pub const COUNTER: u32 = 0x2000;
 
 /// A place in the program; jumps to it may come before it is known.
 #[derive(Clone, Copy)]
-struct Label(usize);
+pub(super) struct Label(usize);
 
 #[derive(Default)]
-struct Assembler {
-    bytes: Vec<u8>,
+pub(super) struct Assembler {
+    pub(super) bytes: Vec<u8>,
     labels: Vec<Option<usize>>,
     /// Where a 32-bit relative address must be put, and of which label.
     patches: Vec<(usize, Label)>,
@@ -29,24 +32,24 @@ impl Assembler {
         self.labels[label.0] = Some(self.bytes.len());
     }
 
-    fn emit(&mut self, bytes: &[u8]) {
+    pub(super) fn emit(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn emit_with(&mut self, opcode: &[u8], operand: u32) {
+    pub(super) fn emit_with(&mut self, opcode: &[u8], operand: u32) {
         self.emit(opcode);
         self.emit(&operand.to_le_bytes());
     }
 
     /// `opcode` followed by the distance to `label`.
-    fn jump(&mut self, opcode: &[u8], label: Label) {
+    pub(super) fn jump(&mut self, opcode: &[u8], label: Label) {
         self.emit(opcode);
         self.patches.push((self.bytes.len(), label));
         self.emit(&[0; 4]);
     }
 
     /// Reads the device's port at `offset` into eax.
-    fn input(&mut self, offset: u32) {
+    pub(super) fn input(&mut self, offset: u32) {
         self.emit_with(&[0xba], PORT as u32 + offset); // mov edx, port
         self.emit(&[0xed]); // in eax, dx
     }
@@ -63,13 +66,30 @@ impl Assembler {
 
 const JE: [u8; 2] = [0x0f, 0x84];
 const JNE: [u8; 2] = [0x0f, 0x85];
-const JMP: [u8; 1] = [0xe9];
+pub(super) const JMP: [u8; 1] = [0xe9];
+
+const COMMANDS: [u32; 14] = [
+    FILL,
+    SUM,
+    COUNT,
+    HALT,
+    READ,
+    CRASH,
+    WRITE,
+    TSC,
+    CLOCK,
+    START,
+    OUT,
+    IN,
+    GARBAGE,
+    GARBAGE_PORTS,
+];
 
 /// The program, position-dependent on [`LOAD_ADDRESS`] only through absolute data addresses.
 pub fn program() -> Vec<u8> {
     let mut a = Assembler::default();
     let [start, report] = [(); 2].map(|()| a.label());
-    let commands = [FILL, SUM, COUNT, HALT, READ, CRASH].map(|op| (op, a.label()));
+    let commands = COMMANDS.map(|op| (op, a.label()));
     a.place(start);
     a.input(0);
     for (op, label) in commands {
@@ -93,6 +113,14 @@ pub fn program() -> Vec<u8> {
                 a.jump(&JMP, report);
             }
             HALT => a.emit(&[0xfa, 0xf4, 0xeb, 0xfc]), // cli; hlt; jmp back to cli
+            WRITE => more::write(&mut a, report),
+            TSC => more::tsc(&mut a, report),
+            CLOCK => more::clock(&mut a, report),
+            START => more::start(&mut a, report),
+            OUT => more::output(&mut a, report),
+            IN => more::input(&mut a, report),
+            GARBAGE => more::garbage(&mut a, report),
+            GARBAGE_PORTS => more::garbage_ports(&mut a, report),
             _ => {
                 a.emit_with(&[0x0f, 0x01, 0x1d], COUNTER + 0x100); // lidt [zeroes]
                 a.emit(&[0xcc]); // int3
@@ -102,14 +130,19 @@ pub fn program() -> Vec<u8> {
     a.finish()
 }
 
-/// Loads edi = address of the first page, ecx = pages, eax = argument 2.
-fn range(a: &mut Assembler) {
+/// Loads edi = argument 0, ecx = argument 1, eax = argument 2.
+pub(super) fn arguments(a: &mut Assembler) {
     a.input(4);
     a.emit(&[0x89, 0xc7]); // mov edi, eax
-    a.emit(&[0xc1, 0xe7, 0x0c]); // shl edi, 12
     a.input(8);
     a.emit(&[0x89, 0xc1]); // mov ecx, eax
     a.input(12);
+}
+
+/// Loads edi = address of the first page, ecx = pages, eax = argument 2.
+fn range(a: &mut Assembler) {
+    arguments(a);
+    a.emit(&[0xc1, 0xe7, 0x0c]); // shl edi, 12
 }
 
 fn fill(a: &mut Assembler, report: Label) {

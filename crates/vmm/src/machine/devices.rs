@@ -24,9 +24,6 @@ const TEST: &str = "test";
 /// Why a device could not be made or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A device of the frozen machine is unknown here.
-    #[error("the machine has a device {0:?} that this version of forkd-vmm does not have")]
-    Unknown(String),
     /// A device of a Linux guest.
     #[error(transparent)]
     Set(#[from] set::Error),
@@ -78,24 +75,20 @@ impl PowerSink for ExitEvent {
 impl Devices {
     /// The device of the test guest alone.
     pub fn test(control: Arc<Channel>) -> Result<Devices, Error> {
-        let mailbox = Arc::new(Mailbox::default());
-        let device = TestDevice::new(mailbox.clone(), control);
-        let mut pio = Bus::default();
-        let range = Range {
-            base: guest::PORT,
-            len: guest::PORTS,
-        };
-        let placed = pio.insert(range, Arc::new(Mutex::new(device)));
-        placed.map_err(|source| Error::Place {
-            device: TEST.to_owned(),
-            source,
-        })?;
-        Ok(Devices {
-            pio: Arc::new(pio),
-            mmio: Arc::default(),
-            mailbox: Some(mailbox),
-            ..Devices::default()
-        })
+        Devices::placed(None, Some(control))
+    }
+
+    /// The device of the test guest beside those of a Linux guest.
+    pub fn test_with(
+        plan: Plan,
+        resources: Resources,
+        vm: &Arc<VmFd>,
+        memory: &Arc<Memory>,
+        exit: &ExitEvent,
+    ) -> Result<Devices, Error> {
+        let control = resources.control.clone();
+        let set = Set::new(plan, handles(resources), &wiring(&line(vm), memory, exit))?;
+        Devices::placed(Some(set), Some(control))
     }
 
     /// The devices of a Linux guest that has never run.
@@ -106,11 +99,8 @@ impl Devices {
         memory: &Arc<Memory>,
         exit: &ExitEvent,
     ) -> Result<Devices, Error> {
-        Devices::placed(Set::new(
-            plan,
-            handles(resources),
-            &wiring(&line(vm), memory, exit),
-        )?)
+        let set = Set::new(plan, handles(resources), &wiring(&line(vm), memory, exit))?;
+        Devices::placed(Some(set), None)
     }
 
     /// Makes the devices of a frozen machine again.
@@ -121,25 +111,28 @@ impl Devices {
         memory: &Arc<Memory>,
         exit: &ExitEvent,
     ) -> Result<Devices, Error> {
-        if saved.contains_key(TEST) {
-            return Devices::test(resources.control);
-        }
-        if saved.is_empty() {
-            return Ok(Devices::default());
+        let test = saved.contains_key(TEST).then(|| resources.control.clone());
+        if saved.len() == usize::from(test.is_some()) {
+            return Devices::placed(None, test);
         }
         let set = Set::restore(saved, handles(resources), &wiring(&line(vm), memory, exit))?;
         set.resume()?;
-        Devices::placed(set)
+        Devices::placed(Some(set), test)
     }
 
-    fn placed(set: Set) -> Result<Devices, Error> {
+    fn placed(set: Option<Set>, test: Option<Arc<Channel>>) -> Result<Devices, Error> {
         let (mut pio, mut mmio) = (Bus::default(), Bus::default());
-        set.place(&mut pio, &mut mmio)?;
+        if let Some(set) = &set {
+            set.place(&mut pio, &mut mmio)?;
+        }
+        let mailbox = test
+            .map(|control| place_test(control, &mut pio))
+            .transpose()?;
         Ok(Devices {
             pio: Arc::new(pio),
             mmio: Arc::new(mmio),
-            mailbox: None,
-            set: Some(Arc::new(set)),
+            mailbox,
+            set: set.map(Arc::new),
         })
     }
 
@@ -182,6 +175,21 @@ impl Devices {
     pub fn mailbox(&self) -> Option<&Arc<Mailbox>> {
         self.mailbox.as_ref()
     }
+}
+
+fn place_test(control: Arc<Channel>, pio: &mut Bus) -> Result<Arc<Mailbox>, Error> {
+    let mailbox = Arc::new(Mailbox::default());
+    let device = TestDevice::new(mailbox.clone(), control);
+    let range = Range {
+        base: guest::PORT,
+        len: guest::PORTS,
+    };
+    let placed = pio.insert(range, Arc::new(Mutex::new(device)));
+    placed.map_err(|source| Error::Place {
+        device: TEST.to_owned(),
+        source,
+    })?;
+    Ok(mailbox)
 }
 
 fn handles(resources: Resources) -> Handles {

@@ -12,6 +12,9 @@ mod support;
 
 mod branch;
 mod confine;
+mod cpus;
+mod devices;
+mod driver;
 mod fork;
 mod input;
 mod trouble;

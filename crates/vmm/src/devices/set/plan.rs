@@ -18,7 +18,7 @@ use crate::virtio;
 pub const DISKS_MAX: usize = layout::VIRTIO_SLOTS as usize - 3;
 
 /// Which devices a machine has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Disks in order; true where writes are refused.
