@@ -215,6 +215,9 @@ impl Machine {
                 defaults = vcpu.with_fd(|fd| fresh_defaults(host, fd))?;
             }
         }
+        vcpus
+            .iter()
+            .try_for_each(|vcpu| vcpu.with_fd(enter_in_map))?;
         let exit = ExitEvent::new().map_err(Error::Prepare)?;
         let devices = devices(&vm, &exit)?;
         let (memory, host) = (memory.clone(), host.clone());
@@ -320,6 +323,13 @@ fn build(
     let vcpus: Result<Vec<_>, kvm::Error> = (0..vcpus).map(create).collect();
     stages.vcpu_ns = watch.lap();
     Ok((Arc::new(vm), vcpus?))
+}
+
+/// Writes a local APIC back as it is. The kernel finds the CPU that an interrupt is for in a map, and
+/// the map may lack a CPU that was created after it was made, until a local APIC is written.
+fn enter_in_map(fd: &kvm_ioctls::VcpuFd) -> Result<(), kvm::Error> {
+    let lapic = fd.get_lapic().map_err(failed("read the local APIC"))?;
+    fd.set_lapic(&lapic).map_err(failed("set the local APIC"))
 }
 
 /// The MSR defaults of a machine that is booted here: those of a VM with the same CPUID beside it,
