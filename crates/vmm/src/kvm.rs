@@ -17,6 +17,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use crate::boot::layout;
 use crate::bus::IrqLine;
 use crate::memory::Memory;
 
@@ -110,13 +111,19 @@ pub fn open() -> Result<Kvm, Error> {
 
 /// Creates a VM without memory.
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    loop {
+    let vm = loop {
         match kvm.create_vm() {
             // A signal may interrupt the kernel's set-up; nothing has happened then.
             Err(e) if e.errno() == libc::EINTR => continue,
-            vm => return vm.map_err(failed("create a VM")),
+            vm => break vm.map_err(failed("create a VM"))?,
         }
-    }
+    };
+    // Older Intel CPUs need pages for real mode, which the kernel puts where it is told; others ignore it.
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(failed("place the identity map"))?;
+    vm.set_tss_address(layout::TSS as usize)
+        .map_err(failed("place the task state segment"))?;
+    Ok(vm)
 }
 
 /// Gives the VM its memory. Once, before anything else.

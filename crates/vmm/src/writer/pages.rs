@@ -33,7 +33,7 @@ pub(super) fn own(memory: &Memory, pagemap: Option<&File>) -> io::Result<Vec<(u6
     }
 }
 
-fn scan(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)>> {
+pub(super) fn scan(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)>> {
     let base = memory.address();
     let end = base + memory.bytes();
     let mut regions = vec![PageRegion::default(); 1024];
@@ -58,7 +58,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 
-fn read_entries(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)>> {
+pub(super) fn read_entries(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)>> {
     let first = memory.address() / PAGE_SIZE;
     let pages = memory.bytes() / PAGE_SIZE;
     let mut ranges = Vec::new();

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use forkd_vmm::client::Process;
 use forkd_vmm::guest::{COUNTER, CRASH, FILL, READ, SUM};
 use forkd_wire::vmm::{Exit, Reply, Request};
 
-use crate::support::{World, eventually, filled, load};
+use crate::support::{World, eventually, filled, kvm, load, program};
 
 #[test]
 fn children_inherit_memory_and_do_not_see_each_other() {
@@ -159,6 +160,34 @@ fn a_child_forked_paused_waits() {
     child.send(&Request::Resume, &[]).unwrap();
     child.alive().unwrap();
     assert_eq!(child.run(READ, [COUNTER, 0, 0]).unwrap(), 0);
+}
+
+#[test]
+fn memory_up_to_the_device_hole_survives_branch_files_and_fork() {
+    const LAST: u32 = 3 << 18;
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut parent = Process::boot_test_guest(program(), 4096, &[]).unwrap();
+    parent.run(FILL, [LAST - 40, 40, 11]).unwrap();
+    parent.run(FILL, [1 << 18, 40, 22]).unwrap();
+    // In the hole there is nothing: what is written is lost, what is read has every bit set.
+    parent.run(FILL, [LAST, 1, 33]).unwrap();
+    let hole = parent.run(READ, [LAST << 12, 0, 0]).unwrap();
+    assert_eq!(hole, u64::from(u32::MAX));
+    let mut branch = parent.branch().unwrap();
+    let (files, _) = branch
+        .template
+        .write(&Request::Write, directory.path())
+        .unwrap();
+    let mut loaded = load("large", &[files]);
+    for template in [&mut branch.template, &mut loaded] {
+        let mut copy = template.fork_one().unwrap();
+        let top = copy.run(SUM, [LAST - 40, 40, 0]).unwrap();
+        assert_eq!(top, filled(11, 40));
+        assert_eq!(copy.run(SUM, [1 << 18, 40, 0]).unwrap(), filled(22, 40));
+    }
 }
 
 #[test]
