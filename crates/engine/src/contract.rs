@@ -92,6 +92,7 @@ impl World {
             machine: self.machine.clone(),
             memory_file,
             lifetime: Lifetime::DieWithParent,
+            slot: None,
         };
         self.engine.boot(spec).await.expect("boot")
     }

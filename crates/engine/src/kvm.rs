@@ -43,8 +43,8 @@ use crate::error::chain;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{
-    BootSpec, Capabilities, Engine, Error, Lifetime, ProcessIdentity, Template, TemplateSpec, Vm,
-    blocking,
+    BootSpec, Capabilities, Engine, Error, Lifetime, ProcessIdentity, SlotHandles, Template,
+    TemplateSpec, Vm, blocking,
 };
 
 /// The engine's name.
@@ -131,9 +131,12 @@ impl Engine for Kvm {
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
         self.facts().await?;
         let program = self.program().await?;
+        let mut spec = spec;
+        template::check_slot(spec.slot.as_ref())?;
+        let slot = spec.slot.take().unwrap_or(SlotHandles::NONE);
         let (id, dir, lifetime) = (spec.id.clone(), spec.run_dir.clone(), spec.lifetime);
         let place = blocking::run(move || Place::make(&id, &dir, true, lifetime)).await?;
-        let monitor = process::start(boot_launch(program, &spec, &place)?).await?;
+        let monitor = process::start(boot_launch(program, &spec, slot, &place)?).await?;
         monitor.running("boot", BOOT_LIMIT).await?;
         Ok(KvmVm::new(monitor, place))
     }
@@ -166,7 +169,12 @@ impl Engine for Kvm {
     }
 }
 
-fn boot_launch(program: PathBuf, spec: &BootSpec, place: &Place) -> Result<Launch, Error> {
+fn boot_launch(
+    program: PathBuf,
+    spec: &BootSpec,
+    slot: SlotHandles,
+    place: &Place,
+) -> Result<Launch, Error> {
     let pair = client::pair().map_err(failed("make a socket for", &spec.run_dir));
     let (ours, theirs) = pair?;
     let copy = |fd: std::io::Result<OwnedFd>| fd.map_err(failed("open", &spec.run_dir));
@@ -179,16 +187,19 @@ fn boot_launch(program: PathBuf, spec: &BootSpec, place: &Place) -> Result<Launc
         vsock: number(&vsock),
         console: number(&console),
         rendezvous: rendezvous.as_ref().map(number),
+        tap: slot.tap.as_ref().map(number),
     };
     let args = arguments::boot(&spec.machine, fds);
     let mut inherit = vec![theirs, vsock, console];
     inherit.extend(rendezvous);
+    inherit.extend(slot.tap);
     Ok(Launch {
         program,
         args,
         ours,
         inherit,
         die_with_parent: spec.lifetime == Lifetime::DieWithParent,
+        cgroup: slot.cgroup,
     })
 }
 

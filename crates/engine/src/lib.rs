@@ -52,7 +52,7 @@ pub struct Capabilities {
 }
 
 /// What to boot. Checked by the caller: the files exist, the numbers are in range.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct BootSpec {
     /// Names the VM's processes and files; unique on the node.
     pub id: String,
@@ -66,6 +66,8 @@ pub struct BootSpec {
     pub memory_file: PathBuf,
     /// Whether the VM dies with this process.
     pub lifetime: Lifetime,
+    /// The prepared host resources the VM is put into.
+    pub slot: Option<SlotHandles>,
 }
 
 /// The machine a guest sees. A snapshot keeps it, because every fork must see the same.
@@ -151,7 +153,8 @@ pub struct SlotHandles {
     pub cgroup: Option<std::os::fd::OwnedFd>,
     /// The tap device, attached.
     pub tap: Option<std::os::fd::OwnedFd>,
-    /// Network namespace to run in.
+    /// Network namespace to run in. A VM in a jail runs in an empty one of its own instead: its tap is
+    /// open already, and whatever else is in that namespace is not for it to reach.
     pub netns: Option<std::os::fd::OwnedFd>,
     /// User and group id to run as.
     pub uid: Option<u32>,
@@ -165,6 +168,18 @@ impl SlotHandles {
         netns: None,
         uid: None,
     };
+}
+
+/// Whether a layer of isolation is in force on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It is.
+    Enforced,
+    /// It is not.
+    NotEnforced {
+        /// Why not, and what would help.
+        why: String,
+    },
 }
 
 /// How to find a VM's process again.
@@ -263,6 +278,12 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Checks recorded facts against this host.
     async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error>;
+
+    /// The layers of isolation that VMs of this engine are put into, each with whether this host can
+    /// enforce it. Limits and networks are the slots', and not told here.
+    async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {
+        Vec::new()
+    }
 
     /// Boots a machine. Returns when its process runs; the guest is not up yet.
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error>;

@@ -24,14 +24,33 @@ pub enum Choice {
     Fake,
 }
 
-/// The engine of this choice. Programs are looked for when they are first needed.
+/// How engines run their VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether every VM is confined to a jail of its own.
+    pub jail: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { jail: true }
+    }
+}
+
+/// As [`select_with`], with what is the default.
 pub fn select(choice: Choice) -> Result<Arc<dyn Engine>, Error> {
+    select_with(choice, Options::default())
+}
+
+/// The engine of this choice. Programs are looked for when they are first needed.
+pub fn select_with(choice: Choice, options: Options) -> Result<Arc<dyn Engine>, Error> {
+    let qemu = |accel| Arc::new(Qemu::new(qemu::PROGRAM, accel).with_jail(options.jail));
     match choice {
         Choice::Auto => match accel(&Facts::collect()) {
             Accel::Kvm => Ok(Arc::new(Kvm::new())),
-            Accel::Tcg => Ok(Arc::new(Qemu::new(qemu::PROGRAM, Accel::Tcg))),
+            Accel::Tcg => Ok(qemu(Accel::Tcg)),
         },
-        Choice::Qemu => Ok(Arc::new(Qemu::new(qemu::PROGRAM, accel(&Facts::collect())))),
+        Choice::Qemu => Ok(qemu(accel(&Facts::collect()))),
         Choice::Kvm => Ok(Arc::new(Kvm::new())),
         Choice::Fake => Ok(Arc::new(Fake::default())),
         Choice::Firecracker => Err(unavailable("firecracker")),

@@ -53,6 +53,7 @@ async fn boot(files: &Path, cmdline: &str) -> Guest {
         machine: machine.clone(),
         memory_file: dir.path().join("memory"),
         lifetime: Lifetime::DieWithParent,
+        slot: None,
     };
     let vm = engine.boot(spec).await.unwrap();
     Guest {

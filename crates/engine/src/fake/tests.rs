@@ -43,6 +43,7 @@ impl Place {
             machine: machine(),
             memory_file: self.dir.path().join("ram"),
             lifetime: Lifetime::DieWithParent,
+            slot: None,
         };
         self.engine.boot(spec).await
     }

@@ -18,6 +18,7 @@ pub(super) struct BootFds {
     pub(super) vsock: RawFd,
     pub(super) console: RawFd,
     pub(super) rendezvous: Option<RawFd>,
+    pub(super) tap: Option<RawFd>,
 }
 
 /// Boots a machine.
@@ -38,6 +39,9 @@ pub(super) fn boot(machine: &MachineSpec, fds: BootFds) -> Vec<OsString> {
     args.pair("--console-fd", fds.console.to_string());
     if machine.network {
         args.pair("--mac", MAC);
+        if let Some(fd) = fds.tap {
+            args.pair("--tap-fd", fd.to_string());
+        }
     }
     args.0
 }

@@ -57,6 +57,8 @@ pub(super) struct Launch {
     pub(super) inherit: Vec<OwnedFd>,
     /// Whether the kernel kills it when this program ends.
     pub(super) die_with_parent: bool,
+    /// The cgroup it starts in.
+    pub(super) cgroup: Option<OwnedFd>,
 }
 
 /// A new process that nobody watches yet.
@@ -97,6 +99,7 @@ fn spawn(launch: Launch) -> Result<(Guard, OwnedFd, PipeReader), Error> {
         stderr: Stdio::Fd(writer.into()),
         inherit: launch.inherit,
         die_with_parent: launch.die_with_parent,
+        cgroup: launch.cgroup,
         ..Spawn::new(&launch.program, launch.args)
     });
     let process = process.map_err(|error| Error::Spawn {

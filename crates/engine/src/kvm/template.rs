@@ -259,6 +259,7 @@ async fn start(
         inherit: vec![theirs],
         // A template is of no use to another daemon.
         die_with_parent: true,
+        cgroup: None,
     };
     let monitor = process::start(launch).await?;
     match monitor.ready("load the snapshot", LOAD_LIMIT).await {
@@ -360,7 +361,7 @@ impl Template for KvmTemplate {
 }
 
 /// What this engine refuses of a slot.
-fn check_slot(slot: Option<&SlotHandles>) -> Result<(), Error> {
+pub(super) fn check_slot(slot: Option<&SlotHandles>) -> Result<(), Error> {
     match slot {
         // The VM has a namespace of its own, with nothing in it but the tap it is given.
         Some(slot) if slot.netns.is_some() && slot.tap.is_none() => {

@@ -74,6 +74,7 @@ fn a_machine_becomes_arguments() {
         vsock: 6,
         console: 7,
         rendezvous: Some(8),
+        tap: Some(9),
     };
     let text = |args: Vec<std::ffi::OsString>| -> String {
         let args: Vec<String> = args.into_iter().map(|a| a.into_string().unwrap()).collect();
@@ -86,11 +87,12 @@ fn a_machine_becomes_arguments() {
         "panic=-1",
         " extra=1 ",
         "--vsock-fd 6 --console-fd 7 --mac ",
+        " --tap-fd 9",
     ] {
         assert!(line.contains(part), "{part:?} is not in {line}");
     }
     let line = text(arguments::boot(&machine_of("/root", false), fds));
-    assert!(!line.contains("--mac"), "{line}");
+    assert!(!line.contains("--mac") && !line.contains("--tap"), "{line}");
     let layers = [
         (Path::new("/m0"), Path::new("/i0")),
         (Path::new("/m1"), Path::new("/i1")),

@@ -16,6 +16,9 @@ use crate::MachineSpec;
 /// Translated guest code that is kept, MiB. Counts to every VM's private memory as it fills.
 const TCG_CACHE_MIB: u32 = 32;
 
+/// Every guest has a network of its own, so they may all have the same address.
+const MAC: &str = "02:f0:4b:00:00:01";
+
 /// The machine, with every part that a distribution's kernel can do without left out. Timer, interrupt
 /// controller and clock of old stay: without them Linux hangs measuring its clocks.
 const MACHINE: &str = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,pcie=off,\
@@ -31,6 +34,8 @@ pub(super) struct Launch<'a> {
     pub(super) ram: &'a Path,
     pub(super) start: Start,
     pub(super) sockets: Sockets,
+    /// The network device's tap, by number. Without, it is connected to nothing.
+    pub(super) tap: Option<RawFd>,
 }
 
 /// What happens first.
@@ -95,6 +100,9 @@ pub(super) fn arguments(launch: &Launch<'_>) -> Result<Vec<OsString>, NotUtf8> {
         "-device",
         &json!({"driver": "virtio-rng-device", "rng": "entropy"}),
     );
+    if machine.network {
+        network(&mut args, launch.tap);
+    }
     match launch.start {
         Start::Boot { tsc_khz } => {
             args.pair("-kernel", machine.kernel.as_os_str());
@@ -148,6 +156,20 @@ fn disk(args: &mut Args, path: &Path) -> Result<(), NotUtf8> {
         &json!({"driver": "virtio-blk-device", "drive": "root"}),
     );
     Ok(())
+}
+
+fn network(args: &mut Args, tap: Option<RawFd>) {
+    args.pair(
+        "-netdev",
+        match tap {
+            Some(fd) => format!("tap,id=net,fd={fd},vhost=off"),
+            None => "hubport,id=net,hubid=0".to_owned(),
+        },
+    );
+    args.json(
+        "-device",
+        &json!({"driver": "virtio-net-device", "netdev": "net", "mac": MAC}),
+    );
 }
 
 fn kernel_command_line(launch: &Launch<'_>, tsc_khz: Option<u64>) -> String {

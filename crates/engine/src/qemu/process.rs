@@ -18,7 +18,7 @@ use super::arguments::{Launch, NotUtf8, Sockets, Start, arguments};
 use super::client::{self, Client, Seen};
 use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
 use super::request::{Command, Shutdown, Status, parse_status};
-use super::{Accel, console, missing};
+use super::{Setup, console, missing};
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{Error, Exit, Lifetime, MachineSpec, ProcessIdentity, SlotHandles, blocking};
@@ -35,11 +35,10 @@ const OOM_SCORE: i16 = 500;
 /// A process to start.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) program: PathBuf,
+    pub(super) setup: Arc<Setup>,
     pub(super) id: String,
     pub(super) run_dir: PathBuf,
     pub(super) machine: MachineSpec,
-    pub(super) accel: Accel,
     pub(super) ram: PathBuf,
     pub(super) first: First,
     pub(super) lifetime: Lifetime,
@@ -136,28 +135,33 @@ fn spawn(plan: Plan) -> Result<Started, Error> {
             Start::Load { state }
         }
     };
+    let slot = plan.slot.unwrap_or(SlotHandles::NONE);
+    let tap = match slot.tap {
+        None if plan.machine.network => plan.setup.nowhere.tap(),
+        tap => tap,
+    };
+    let program = &plan.setup.program;
     let launch = Launch {
         id: &plan.id,
         machine: &plan.machine,
-        accel: plan.accel,
+        accel: plan.setup.accel,
+        tap: tap.as_ref().map(AsRawFd::as_raw_fd),
         ram: &plan.ram,
         start,
         sockets,
     };
     let args = arguments(&launch).map_err(not_utf8)?;
-    let (stderr, writer) = std::io::pipe().map_err(failed("pipe the output of", &plan.program))?;
-    let slot = plan.slot.unwrap_or(SlotHandles::NONE);
+    let (stderr, writer) = std::io::pipe().map_err(failed("pipe the output of", program))?;
+    inherit.extend(tap);
     let process = Process::spawn(Spawn {
         stderr: Stdio::Fd(writer.into()),
         inherit,
         die_with_parent: plan.lifetime == Lifetime::DieWithParent,
         cgroup: slot.cgroup,
         netns: slot.netns,
-        ..Spawn::new(&plan.program, args)
+        ..Spawn::new(program, args)
     });
-    let guard = Guard(Some(
-        process.map_err(|error| not_started(&plan.program, error))?,
-    ));
+    let guard = Guard(Some(process.map_err(|error| not_started(program, error))?));
     Ok(Started {
         run_dir,
         guard,

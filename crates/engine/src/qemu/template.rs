@@ -7,17 +7,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
+use super::Setup;
 use super::memory;
 use super::names::RECORD;
 use super::persist::{Record, Shape, StateFile};
 use super::process::{self, First, Plan};
 use super::vm::{QemuVm, Ram};
-use super::{Setup, refuse};
 use crate::rundir::failed;
-use crate::{
-    Error, ForkSpec, MachineSpec, ProcessIdentity, SlotHandles, Template, TemplateSpec, Vm,
-    blocking,
-};
+use crate::{Error, ForkSpec, MachineSpec, ProcessIdentity, Template, TemplateSpec, Vm, blocking};
 
 /// The layers over the base, applied.
 const FLAT: &str = "memory.bin";
@@ -64,7 +61,6 @@ impl QemuTemplate {
     }
 
     async fn fork_one(&self, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
-        refuse_slot(spec.slot.as_ref())?;
         let _permit = self.gate.acquire().await.map_err(|_| closed())?;
         let plan = self.plan(spec)?;
         let record = Record {
@@ -85,11 +81,10 @@ impl QemuTemplate {
 
     fn plan(&self, spec: ForkSpec) -> Result<Plan, Error> {
         Ok(Plan {
-            program: self.setup.program.clone(),
+            setup: Arc::clone(&self.setup),
             id: spec.id,
             run_dir: spec.run_dir,
             machine: self.machine.clone(),
-            accel: self.setup.accel,
             ram: self.ram.clone(),
             first: First::Load(self.state.devices()?),
             lifetime: spec.lifetime,
@@ -146,14 +141,5 @@ fn closed() -> Error {
     Error::Control {
         step: "fork",
         detail: "the engine is being shut down".to_owned(),
-    }
-}
-
-/// Refuses what would otherwise be left out in silence.
-fn refuse_slot(slot: Option<&SlotHandles>) -> Result<(), Error> {
-    match slot {
-        Some(slot) if slot.tap.is_some() => Err(refuse("give a VM a network device")),
-        Some(slot) if slot.uid.is_some() => Err(refuse("run a VM as another user")),
-        _ => Ok(()),
     }
 }

@@ -46,6 +46,7 @@ async fn boot(engine: &Qemu, machine: MachineSpec, dir: &Path) -> Result<Arc<dyn
         machine,
         memory_file: dir.join("ram"),
         lifetime: crate::Lifetime::DieWithParent,
+        slot: None,
     };
     engine.boot(spec).await
 }
@@ -210,9 +211,9 @@ fn a_fork_has_the_devices_of_its_parent() {
         initramfs: "/initramfs".into(),
         rootfs: "/root,fs".into(),
         cmdline: "extra=1".to_owned(),
-        network: false,
+        network: true,
     };
-    let make = |start, ram: &Path| {
+    let make = |start, ram: &Path, tap| {
         let sockets = Sockets {
             control: 5,
             agent: 6,
@@ -225,19 +226,20 @@ fn a_fork_has_the_devices_of_its_parent() {
             ram,
             start,
             sockets,
+            tap,
         };
         let args = arguments(&launch)?;
         Ok::<Vec<String>, NotUtf8>(args.into_iter().map(|a| a.into_string().unwrap()).collect())
     };
     let ram = Path::new("/ram");
-    let boot = make(Start::Boot { tsc_khz: Some(7) }, ram).unwrap();
-    let fork = make(Start::Load { state: 9 }, ram).unwrap();
+    let boot = make(Start::Boot { tsc_khz: Some(7) }, ram, Some(11)).unwrap();
+    let fork = make(Start::Load { state: 9 }, ram, None).unwrap();
     let devices = |args: &[String]| -> Vec<String> {
         let pairs = args.windows(2).filter(|pair| pair[0] == "-device");
         pairs.map(|pair| pair[1].clone()).collect()
     };
     assert_eq!(devices(&boot), devices(&fork));
-    assert_eq!(devices(&boot).len(), 4);
+    assert_eq!(devices(&boot).len(), 5);
     let line = &boot[boot.iter().position(|a| a == "-append").unwrap() + 1];
     assert!(
         line.contains(" tsc_early_khz=7 ") && line.ends_with(" extra=1"),
@@ -248,7 +250,7 @@ fn a_fork_has_the_devices_of_its_parent() {
     assert!(shares(&boot, "\"share\":true") && shares(&fork, "\"share\":false"));
     use std::os::unix::ffi::OsStrExt;
     let odd = Path::new(std::ffi::OsStr::from_bytes(b"/\xff"));
-    assert!(make(Start::Load { state: 9 }, odd).is_err());
+    assert!(make(Start::Load { state: 9 }, odd, None).is_err());
 }
 
 #[test]

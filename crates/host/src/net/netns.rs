@@ -89,11 +89,7 @@ impl Netns {
 
     /// Runs `work` in a thread of its own inside the namespace. Sockets made there stay there.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        in_new_thread(|| {
-            move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(work())
-        })
-        .map_err(step("enter", &self.name))
+        enter(self.file.as_fd(), work).map_err(step("enter", &self.name))
     }
 }
 
@@ -101,6 +97,23 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Makes a namespace without a name, with its loopback device down. It ends with the last process, socket and file
+/// in it, this one included.
+pub fn nameless() -> io::Result<OwnedFd> {
+    in_new_thread(|| {
+        crate::sys::unshare_network()?;
+        Ok(File::open("/proc/thread-self/ns/net")?.into())
+    })
+}
+
+/// Runs `work` in a thread of its own inside a namespace. Sockets made there stay there.
+pub fn enter<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    in_new_thread(|| {
+        move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
+        Ok(work())
+    })
 }
 
 /// Takes the name away. The namespace ends, and its devices with it, when the last process, socket and file in it

@@ -319,6 +319,7 @@ fn boot_spec(request: &SnapshotRequest, draft: &Draft, id: String, run_dir: Path
         memory_file: draft.memory_path().with_extension("booting"),
         // Nobody else could finish it.
         lifetime: forkd_engine::Lifetime::DieWithParent,
+        slot: None,
     }
 }
 

@@ -71,6 +71,7 @@ async fn boot(machine: MachineSpec, dir: &std::path::Path) -> Result<Arc<dyn Vm>
         machine,
         memory_file: dir.join("ram"),
         lifetime: Lifetime::DieWithParent,
+        slot: None,
     };
     Kvm::new().boot(spec).await
 }

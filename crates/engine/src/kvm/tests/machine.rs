@@ -90,6 +90,7 @@ impl Yard {
             ours,
             inherit: vec![theirs],
             die_with_parent: true,
+            cgroup: None,
         };
         let monitor = process::start(launch).await.unwrap();
         monitor.running("boot", PATIENCE).await.unwrap();
