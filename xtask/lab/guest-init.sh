@@ -68,6 +68,27 @@ except Exception as e: print("lab: dial failed", e.__class__.__name__, flush=Tru
     count)
         n=0
         while true; do n=$((n + 1)); echo "lab: count $n"; sleep 0.2; done & ;;
+    disk)
+        # Reads the disk without pause, past the cache, and compares.
+        first() { dd if=/dev/vda bs=64k count=16 iflag=direct 2>/dev/null | md5sum | cut -c1-32; }
+        want=$(first)
+        n=0
+        while true; do
+            n=$((n + 1))
+            [ "$(first)" = "$want" ] && echo "lab: disk $n" || echo "lab: disk WRONG $n"
+        done & ;;
+    ticks) chroot /root /usr/bin/python3 -c '
+import time
+last, said, n = 0.0, 0.0, 0
+while True:
+    now = time.monotonic()
+    if now < last: print("lab: ticks BACK", last, now, flush=True)
+    if now > said + 0.2:
+        n += 1; said = now
+        print("lab: ticks", n, flush=True)
+    last = now
+    time.sleep(0.001)
+' & ;;
     devices) for d in /sys/bus/virtio/devices/*; do echo "lab: device $(cat $d/device)"; done ;;
     interrupts) sed 's/^/lab: irq /' /proc/interrupts ;;
     memory) echo "lab: memory $(sed -n "s/MemTotal: *\([0-9]*\).*/\1/p" /proc/meminfo)" ;;

@@ -42,6 +42,42 @@ impl Ends {
         }
     }
 
+    /// The highest number that the guest has printed after `word`; 0 for none.
+    fn number(&self, word: &str) -> u32 {
+        let text = std::fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let start = format!("lab: {word} ");
+        let numbers = text.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(&start)?;
+            rest.trim_end().parse().ok()
+        });
+        numbers.max().unwrap_or(0)
+    }
+
+    /// Waits until the guest has printed a number above `least` after `word`.
+    fn wait_beyond(&self, word: &str, least: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.number(word) <= least {
+            assert!(Instant::now() < deadline, "{word} stays at {least}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Nothing of what the guest watches went wrong.
+    fn check(&self) {
+        let text = std::fs::read(&self.console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        for bad in [
+            "disk WRONG",
+            "ticks BACK",
+            "I/O error",
+            "Oops",
+            "soft lockup",
+        ] {
+            assert!(!text.contains(bad), "{bad}; the guest printed:\n{text}");
+        }
+    }
+
     fn wait(&self, line: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -70,7 +106,7 @@ fn round_trip(stream: &mut UnixStream, text: &[u8]) {
     assert_eq!(back, text);
 }
 
-fn boot(ends: &Ends) -> Process {
+fn boot(ends: &Ends, words: &str, cpus: &str) -> Process {
     for fd in [ends.listener.as_fd(), ends.sink.as_fd()] {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).unwrap();
     }
@@ -79,6 +115,8 @@ fn boot(ends: &Ends) -> Process {
         "boot",
         "--memory",
         "256",
+        "--vcpus",
+        cpus,
         "--kernel",
         "/lab/guest/vmlinuz",
         "--initramfs",
@@ -92,7 +130,7 @@ fn boot(ends: &Ends) -> Process {
         "--console-fd",
         &console.to_string(),
         "--cmdline",
-        "console=ttyS0 panic=-1 mitigations=off rdinit=/init lab.do=root,vsock,count",
+        &format!("console=ttyS0 panic=-1 mitigations=off rdinit=/init lab.do={words}"),
     ]
     .map(str::to_owned)
     .to_vec();
@@ -181,7 +219,7 @@ fn a_running_guest_is_branched_forked_written_and_loaded() {
     let Some(_) = lab() else { return };
     let directory = tempfile::tempdir().unwrap();
     let parent_ends = Ends::new(directory.path(), "parent");
-    let mut parent = boot(&parent_ends);
+    let mut parent = boot(&parent_ends, "root,vsock,count", "1");
     parent_ends.wait("lab: vsock listening");
     parent_ends.wait("lab: count 3");
     let mut old = parent_ends.stream();
@@ -216,4 +254,36 @@ fn a_running_guest_is_branched_forked_written_and_loaded() {
     let more = ["--disk", DISK];
     let mut template = Process::template(Path::new(PROGRAM), "base", &[files], &more).unwrap();
     fork(&mut template, directory.path(), "loaded").check("loaded_fork");
+}
+
+#[test]
+fn a_busy_guest_with_two_cpus_is_branched_while_its_disk_works_and_its_clock_goes_on() {
+    let Some(_) = lab() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let parent_ends = Ends::new(directory.path(), "parent");
+    let mut parent = boot(&parent_ends, "root,disk,ticks", "2");
+    for word in ["disk", "ticks"] {
+        parent_ends.wait_beyond(word, 2);
+    }
+    for round in 0..3 {
+        let (disk, ticks) = (parent_ends.number("disk"), parent_ends.number("ticks"));
+        let mut branch = parent.branch().unwrap();
+        println!(
+            "figure branch_two_cpus_pause_us {} stages {:?}",
+            branch.pause_us, branch.stages_us
+        );
+        let fork = fork(
+            &mut branch.template,
+            directory.path(),
+            &format!("busy{round}"),
+        );
+        // A copy goes on where the original stood: no request of its disk was lost, no time went back.
+        fork.ends.wait_beyond("disk", disk + 1);
+        fork.ends.wait_beyond("ticks", ticks + 2);
+        fork.ends.check();
+        drop(fork);
+        parent_ends.wait_beyond("disk", disk + 1);
+    }
+    parent_ends.wait_beyond("ticks", parent_ends.number("ticks") + 2);
+    parent_ends.check();
 }
