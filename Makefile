@@ -13,7 +13,8 @@ PROGRAMS := $(TARGET)/release/forkd $(TARGET)/release/forkd-controller $(TARGET)
 
 # command:package, each installed only where the command is missing.
 DEPS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.erofs:erofs-utils \
-        dpkg-deb:dpkg xz:xz-utils cc:build-essential nft:nftables busybox:busybox-static gpg:gpg
+        dpkg-deb:dpkg xz:xz-utils cc:build-essential nft:nftables busybox:busybox-static gpg:gpg \
+        openssl:openssl python3:python3
 
 # What the tests that boot guests find: an image store, and its image as a directory of plain files.
 DATA := $(abspath $(TARGET))/test-data
@@ -27,7 +28,8 @@ MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo -p forkd-vmm)
 # What of the lab `make test` runs: short, full or none.
 LAB ?= short
 
-.PHONY: help demo test test-image test-run deps need-cargo need-root build agent install bench lab \
+.PHONY: help demo test test-image test-run deps need-cargo need-root build agent install bench \
+        bench-api conformance soak lab \
         check fmt clippy fuzz-short clean
 
 help: ## Show this help
@@ -96,6 +98,7 @@ deps: ## Install missing Debian packages (root)
 	for pair in $(DEPS); do \
 	    command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	[ -z "$$missing" ] && exit 0; \
 	command -v apt-get >/dev/null || { \
 	    echo "error: missing:$$missing, and there is no apt-get to install them with" >&2; \
@@ -124,6 +127,16 @@ install: build ## Install into PREFIX (/usr/local)
 bench: need-root need-cargo deps build ## Measure on this machine; also writes target/bench.html
 	@$(TARGET)/release/forkd quickstart -n 1 >/dev/null
 	@$(TARGET)/release/forkd bench --tag quickstart --n 20 --html $(TARGET)/bench.html
+
+bench-api: need-root need-cargo deps test-image ## Measure the HTTP interface, and where a fork of ten takes its time
+	@cargo bench -q -p forkd-daemon
+	@env $(TEST_ENV) cargo bench -q -p forkd-daemon -- qemu
+
+conformance: need-cargo ## Send the interface what its description allows and forbids (schemathesis, from PyPI)
+	@cargo test -q -p forkd-daemon --test it -- conformance --nocapture
+
+soak: need-root need-cargo deps test-image ## Kill the daemon during a hundred fan-outs of real guests
+	@env $(TEST_ENV) FORKD_SOAK_ROUNDS=100 cargo test -q -p forkd-daemon --test it -- killed_during --nocapture
 
 lab: need-root need-cargo deps test-image ## Run the kvm engine with Linux guests in an emulated node
 	@env $(TEST_ENV) cargo run -q -p xtask -- lab --data $(DATA)

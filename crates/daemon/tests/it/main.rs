@@ -15,6 +15,7 @@ mod errors;
 mod guests;
 mod killed;
 mod observed;
+mod packaging;
 mod program;
 mod sandboxes;
 mod snapshots;

@@ -93,6 +93,7 @@ fn route(guest: &Arc<Guest>, head: &http::request::Parts, body: &Bytes) -> Answe
         (&Method::POST, filesystem::MAKE_DIR_PATH) => files::make_dir(guest, &parse(body)?),
         (&Method::POST, filesystem::MOVE_PATH) => files::rename(guest, &parse(body)?),
         (&Method::POST, service::START_PATH) => process::start(guest, body),
+        (&Method::POST, service::CONNECT_PATH) => process::connect(guest, body),
         (&Method::POST, service::LIST_PATH) => json(&guest.processes.list()),
         (&Method::POST, service::SEND_INPUT_PATH) => guest.processes.input(parse(body)?),
         (&Method::POST, service::SEND_SIGNAL_PATH) => guest.processes.signal(&parse(body)?),

@@ -14,11 +14,12 @@ use forkd_wire::agent::process::{
     ProcessInput, ProcessSelector, SelectRequest, SendInputRequest, SendSignalRequest, Signal,
     StartEvent, StartRequest,
 };
+use http::Response;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use tokio::sync::{mpsc, watch};
 
-use super::agent::{Answer, json, parse, respond};
+use super::agent::{Answer, Body, json, parse, respond};
 use super::guest::Guest;
 
 /// Messages that wait for a slow reader.
@@ -46,6 +47,29 @@ struct Running {
     info: ProcessInfo,
     input: Option<mpsc::Sender<Vec<u8>>>,
     signal: watch::Sender<Option<i32>>,
+    listeners: Listeners,
+}
+
+/// Who hears of a process: whoever started it, and whoever came later.
+#[derive(Debug, Clone)]
+struct Listeners(Arc<Mutex<Vec<mpsc::Sender<Bytes>>>>);
+
+impl Listeners {
+    fn of(first: mpsc::Sender<Bytes>) -> Listeners {
+        Listeners(Arc::new(Mutex::new(vec![first])))
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Bytes>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send(&self, message: Bytes) {
+        let listeners = self.list().clone();
+        for listener in listeners {
+            // Nobody may listen any more; the process goes on all the same.
+            let _ = listener.send(message.clone()).await;
+        }
+    }
 }
 
 impl Processes {
@@ -114,28 +138,50 @@ struct Task {
     env: BTreeMap<String, String>,
     hostname: String,
     input: mpsc::Receiver<Vec<u8>>,
-    output: mpsc::Sender<Bytes>,
+    output: Listeners,
 }
 
 /// Starts a process; the answer is the stream of its events.
 pub(super) fn start(guest: &Arc<Guest>, body: &Bytes) -> Answer {
+    let request: StartRequest = enveloped(body)?;
+    let (output, messages) = mpsc::channel(QUEUE);
+    let (guest, output) = (Arc::clone(guest), Listeners::of(output));
+    tokio::spawn(async move {
+        let error = run(&guest, request, output.clone()).await.err();
+        output.send(framed(&EndStream { error }, true)).await;
+    });
+    Ok(events(messages))
+}
+
+/// Follows a process from now on; the answer is the stream of its events.
+pub(super) fn connect(guest: &Arc<Guest>, body: &Bytes) -> Answer {
+    let request: SelectRequest = enveloped(body)?;
+    let mut table = guest.processes.table();
+    let process = table.find(&request.process)?;
+    let (output, messages) = mpsc::channel(QUEUE);
+    let pid = process.info.pid;
+    let event = ProcessEvent::Start(StartEvent { pid });
+    // The channel is empty, so there is room.
+    let _ = output.try_send(framed(&EventResponse { event }, false));
+    process.listeners.list().push(output);
+    Ok(events(messages))
+}
+
+fn enveloped<T: serde::de::DeserializeOwned>(body: &Bytes) -> Result<T, ConnectError> {
     let short = || ConnectError::new(Code::InvalidArgument, "the message is cut short");
     let (head, message) = body.split_first_chunk::<ENVELOPE>().ok_or_else(short)?;
     let (len, _) = read_envelope(*head)
         .map_err(|error| ConnectError::new(Code::InvalidArgument, error.to_string()))?;
-    let request: StartRequest = parse(message.get(..len).ok_or_else(short)?)?;
-    let (output, messages) = mpsc::channel(QUEUE);
-    let guest = Arc::clone(guest);
-    tokio::spawn(async move {
-        let error = run(&guest, request, output.clone()).await.err();
-        let _ = output.send(framed(&EndStream { error }, true)).await;
-    });
+    parse(message.get(..len).ok_or_else(short)?)
+}
+
+fn events(messages: mpsc::Receiver<Bytes>) -> Response<Body> {
     let stream = futures_util::stream::unfold(messages, |mut messages| async move {
         let message = messages.recv().await?;
         Some((Ok(Frame::data(message)), messages))
     });
     let body = StreamBody::new(stream).boxed_unsync();
-    Ok(respond(200, STREAM_CONTENT_TYPE, body))
+    respond(200, STREAM_CONTENT_TYPE, body)
 }
 
 fn framed<T: serde::Serialize>(message: &T, end: bool) -> Bytes {
@@ -145,11 +191,7 @@ fn framed<T: serde::Serialize>(message: &T, end: bool) -> Bytes {
     bytes.into()
 }
 
-async fn run(
-    guest: &Guest,
-    request: StartRequest,
-    output: mpsc::Sender<Bytes>,
-) -> Result<(), ConnectError> {
+async fn run(guest: &Guest, request: StartRequest, output: Listeners) -> Result<(), ConnectError> {
     let name = request.process.cmd.rsplit('/').next().unwrap_or_default();
     if !COMMANDS.contains(&name) {
         let text = format!("{}: no such program in the guest", request.process.cmd);
@@ -173,6 +215,7 @@ async fn run(
                 info,
                 input,
                 signal,
+                listeners: output.clone(),
             },
         );
         pid
@@ -223,9 +266,8 @@ fn killed(signal: i32, timed_out: bool) -> EndEvent {
     }
 }
 
-async fn say(output: &mpsc::Sender<Bytes>, event: ProcessEvent) {
-    // Nobody may listen any more; the process goes on all the same.
-    let _ = output.send(framed(&EventResponse { event }, false)).await;
+async fn say(output: &Listeners, event: ProcessEvent) {
+    output.send(framed(&EventResponse { event }, false)).await;
 }
 
 impl Task {
