@@ -144,8 +144,9 @@ fn the_time_stamp_counter_goes_on_from_where_it_stood() {
 const CLOCK_AT: u32 = 0x3000;
 
 /// The kvmclock's time as a guest computes it: the time noted, and what the counter has counted since.
-fn nanoseconds(guest: &mut Process) -> u64 {
-    loop {
+/// `None` where the host notes it anew faster than it can be read from here.
+fn nanoseconds(guest: &mut Process) -> Option<u64> {
+    for _ in 0..20 {
         let word = |guest: &mut Process, at| guest.run(READ, [CLOCK_AT + at, 0, 0]).unwrap();
         let version = word(guest, 0);
         let now = tsc(guest) << 16;
@@ -161,8 +162,9 @@ fn nanoseconds(guest: &mut Process) -> u64 {
         } else {
             passed << shift
         };
-        return noted + (u128::from(passed) * u128::from(scale) >> 32) as u64;
+        return Some(noted + (u128::from(passed) * u128::from(scale) >> 32) as u64);
     }
+    None
 }
 
 #[test]
@@ -177,22 +179,25 @@ fn the_kvmclock_goes_on_from_where_it_stood() {
         println!("skipped: this /dev/kvm has no kvmclock");
         return;
     }
-    let before = nanoseconds(&mut world.parent);
+    let Some(before) = nanoseconds(&mut world.parent) else {
+        println!("skipped: the host rewrites the clock whenever the CPU is entered");
+        return;
+    };
     let (mut template, files) = world.template();
-    let frozen = nanoseconds(&mut world.parent);
+    let frozen = nanoseconds(&mut world.parent).unwrap();
     let pause = Duration::from_millis(1500);
     std::thread::sleep(pause);
     let mut loaded = load("again", &[files]);
     for template in [&mut template, &mut loaded] {
         let forked = Instant::now();
         let mut copy = template.fork_one().unwrap();
-        let first = nanoseconds(&mut copy);
+        let first = nanoseconds(&mut copy).unwrap();
         let lived = forked.elapsed() + pause / 3;
         assert!(first >= before, "{first} is not before {before}");
         let most = frozen + lived.as_nanos() as u64;
         assert!(first <= most, "{first} is later than {most}");
-        let second = nanoseconds(&mut copy);
+        let second = nanoseconds(&mut copy).unwrap();
         assert!(second >= first, "{second} follows {first}");
     }
-    assert!(nanoseconds(&mut world.parent) >= frozen + pause.as_nanos() as u64);
+    assert!(nanoseconds(&mut world.parent).unwrap() >= frozen + pause.as_nanos() as u64);
 }
