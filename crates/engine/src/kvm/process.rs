@@ -120,6 +120,31 @@ pub(super) fn own(pid: u32) -> Result<Process, Error> {
     })
 }
 
+/// Moves a process into this one's control group. A branch is born in that of its sandbox, and would end
+/// with it. Blocks.
+pub(super) fn join_own_group(pid: u32) {
+    let Some(mount) = forkd_host::facts::Facts::collect().cgroup.v2 else {
+        return;
+    };
+    let own = group_of("self");
+    if own.is_none() || own == group_of(&pid.to_string()) {
+        return;
+    }
+    let own = own.unwrap_or_default();
+    let procs = mount.join(own.trim_start_matches('/')).join("cgroup.procs");
+    if let Err(error) = std::fs::write(&procs, pid.to_string()) {
+        let path = procs.display();
+        tracing::warn!(%error, %path, pid, "a branch stays in its sandbox's control group");
+    }
+}
+
+/// The control group of a process, in version 2.
+fn group_of(process: &str) -> Option<String> {
+    let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(own.to_owned())
+}
+
 impl Monitor {
     /// Takes a process and this end of its control socket.
     pub(super) fn attach(

@@ -86,6 +86,7 @@ impl KvmTemplate {
     /// Takes over a process that was branched off a VM.
     pub(super) async fn born(pid: u32, control: OwnedFd) -> Result<KvmTemplate, Error> {
         let process = process::own(pid)?;
+        blocking::run(move || process::join_own_group(pid)).await;
         let monitor = Monitor::attach(process, control, Output::lost(), Hold::Tied)?;
         let step = "become a template";
         match monitor.ready(step, LOAD_LIMIT).await {

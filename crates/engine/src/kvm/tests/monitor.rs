@@ -9,8 +9,8 @@ use super::super::vm::KvmVm;
 use super::super::{Kvm, template};
 use super::machine::{self, Yard, assert_filled, fill};
 use crate::{
-    BranchSpec, Engine, Error, Exit, ForkSpec, Lifetime, SaveMemory, SaveSpec, SnapshotFiles,
-    Template, Vm,
+    BranchSpec, Engine, Error, Exit, ForkSpec, Lifetime, SaveMemory, SaveSpec, SlotHandles,
+    SnapshotFiles, Template, Vm,
 };
 
 const PROMPT: Duration = Duration::from_secs(30);
@@ -294,5 +294,78 @@ async fn a_fan_out_leaves_nothing_behind() {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    template.close().await.unwrap();
+}
+
+/// A control group of a test's own.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn make(name: &str) -> Option<Group> {
+        let mount = forkd_host::facts::Facts::collect().cgroup.v2;
+        let dir =
+            mount.map(|mount| mount.join(format!("forkd-test-{}-{name}", std::process::id())));
+        match dir.clone().map(std::fs::create_dir) {
+            Some(Ok(())) => dir.map(Group),
+            why => {
+                eprintln!("skipped: no control group can be made ({why:?})");
+                None
+            }
+        }
+    }
+
+    fn slot(&self, uid: Option<u32>) -> Option<SlotHandles> {
+        let dir = std::fs::File::open(&self.0).unwrap();
+        Some(SlotHandles {
+            cgroup: Some(dir.into()),
+            uid,
+            ..SlotHandles::NONE
+        })
+    }
+
+    fn holds(&self, pid: u32) -> bool {
+        let pids = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap();
+        pids.lines().any(|line| line == pid.to_string())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir(&self.0) {
+            eprintln!("{} is left: {error}", self.0.display());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_leaves_its_sandboxs_group_and_its_forks_are_moved_into_theirs() {
+    let Some(yard) = Yard::new() else { return };
+    let (Some(first), Some(second)) = (Group::make("first"), Group::make("second")) else {
+        return;
+    };
+    let template = load(&yard, "base", yard.freeze().await).await;
+    let mut spec = tied(&yard, "one");
+    // Without privilege, as in production.
+    spec.slot = first.slot(Some(65_534));
+    let vm = fork(&template, spec).await;
+    let pid = vm.identity().pid;
+    assert!(first.holds(pid));
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Uid:\t65534\t65534\t65534"), "{status}");
+    fill(&vm, 77).await;
+    let (files, state) = yard.layer("layer");
+    let branch = vm.branch_typed(BranchSpec { files, state }).await.unwrap();
+    let branched = branch.template.identity().unwrap().pid;
+    assert!(!first.holds(branched), "it would end with its sandbox");
+    vm.kill().await.unwrap();
+    std::fs::write(first.0.join("cgroup.kill"), "1").unwrap();
+    let mut spec = tied(&yard, "two");
+    spec.slot = second.slot(Some(1000));
+    let two = fork(&branch.template, spec).await;
+    assert!(second.holds(two.identity().pid));
+    assert_filled(&two, 77).await;
+    assert!(branch.written.await.unwrap().memory_bytes > 0);
+    two.kill().await.unwrap();
+    branch.template.close().await.unwrap();
     template.close().await.unwrap();
 }
