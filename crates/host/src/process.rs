@@ -16,9 +16,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
+mod confine;
+mod filter;
+pub mod root;
 mod spawn;
 mod stat;
 
+pub use confine::{Confinement, User};
 pub use spawn::{Spawn, Stdio};
 pub use stat::{Memory, command_line, identity_of, memory};
 

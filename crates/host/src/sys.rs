@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::thread::UnshareFlags;
+
 /// Steps between fork and exec, to be run in the child. Async-signal-safe: nothing here may allocate,
 /// lock or unwind, because the child is a copy of one thread of a process that had many.
 pub(crate) trait BeforeExec: Send + Sync + 'static {
@@ -42,9 +44,17 @@ pub(crate) fn time_stamp() -> u64 {
 
 /// Gives this thread a network namespace of its own.
 pub(crate) fn unshare_network() -> io::Result<()> {
-    // SAFETY: only with CLONE_FILES do other threads come to share less than the program was written for; a network
-    // namespace holds no memory and no file descriptors.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+    unshare_own(UnshareFlags::NEWNET)
+}
+
+/// Gives this thread, or its next children, namespaces of their own.
+pub(crate) fn unshare_own(namespaces: UnshareFlags) -> io::Result<()> {
+    if namespaces.contains(UnshareFlags::FILES) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: only with CLONE_FILES, refused above, do other threads come to share less than the program was
+    // written for; namespaces hold no memory and no file descriptors.
+    unsafe { rustix::thread::unshare_unsafe(namespaces)? };
     Ok(())
 }
 

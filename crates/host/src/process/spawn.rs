@@ -11,11 +11,13 @@ use std::process::Command;
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::{PidfdFlags, Signal};
 use rustix::thread::LinkNameSpaceType;
 
+use super::confine::{Confinement, OwnPids, Prepared};
 use super::{Error, Process};
 use crate::sys::{self, BeforeExec};
 
@@ -50,6 +52,9 @@ pub struct Spawn {
     pub cgroup: Option<OwnedFd>,
     /// A network namespace to start in.
     pub netns: Option<OwnedFd>,
+    /// How the process is confined. Then it has no environment either, and nothing of `netns`: a confined
+    /// process with a root of its own has an empty network of its own.
+    pub confine: Option<Confinement>,
 }
 
 impl Spawn {
@@ -65,6 +70,7 @@ impl Spawn {
             die_with_parent: false,
             cgroup: None,
             netns: None,
+            confine: None,
         }
     }
 }
@@ -110,20 +116,38 @@ fn start_here(spawn: Spawn) -> Result<Process, Error> {
         program: program.clone(),
         source,
     };
+    let this = || rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    let parent = spawn.die_with_parent.then(this).transpose();
+    let parent = parent.map_err(|errno| failed(errno.into()))?;
+    let confine = spawn.confine.map(Prepared::new).transpose();
+    let confine = confine.map_err(failed)?;
+    let own_pids = confine.as_ref().is_some_and(Prepared::own_pids);
+    let confined = confine.is_some();
+    let netns = spawn.netns.as_ref().filter(|_| !own_pids);
     let steps = Steps {
         inherit: spawn.inherit.iter().map(AsRawFd::as_raw_fd).collect(),
-        parent: spawn.die_with_parent.then(rustix::process::getpid),
+        parent,
         cgroup: spawn.cgroup.as_ref().map(AsRawFd::as_raw_fd),
-        netns: spawn.netns.as_ref().map(AsRawFd::as_raw_fd),
+        netns: netns.map(AsRawFd::as_raw_fd),
+        confine,
     };
     let mut command = Command::new(&spawn.program);
+    if confined {
+        command.env_clear();
+    }
     command.args(&spawn.args).stdin(std::process::Stdio::null());
     command.stdout(spawn.stdout).stderr(spawn.stderr);
     if let Some(cwd) = &spawn.cwd {
         command.current_dir(cwd);
     }
     sys::before_exec(&mut command, steps);
-    let mut child = command.spawn().map_err(failed)?;
+    let pids = own_pids.then(OwnPids::begin).transpose().map_err(failed)?;
+    let child = command.spawn();
+    if let Some(pids) = pids {
+        // Left where they are born now, the next children could not be helped.
+        pids.end().map_err(failed)?;
+    }
+    let mut child = child.map_err(failed)?;
     own(child.id()).inspect_err(|_| {
         // Nobody could ever name it again.
         let _ = child.kill();
@@ -156,22 +180,16 @@ impl From<Stdio> for std::process::Stdio {
 struct Steps {
     /// Numbers, not owned files: the child is a copy and must not close anything twice.
     inherit: Vec<RawFd>,
-    /// The process to die with.
-    parent: Option<Pid>,
+    /// The process to die with, as a pidfd.
+    parent: Option<OwnedFd>,
     cgroup: Option<RawFd>,
     netns: Option<RawFd>,
+    confine: Option<Prepared>,
 }
 
 impl BeforeExec for Steps {
     fn run(&self) -> io::Result<()> {
         rustix::process::setsid()?;
-        if let Some(parent) = self.parent {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // It may have died before the kernel was asked.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(rustix::io::Errno::SRCH.into());
-            }
-        }
         if let Some(cgroup) = self.cgroup {
             enter_cgroup(sys::borrow_in_child(cgroup))?;
         }
@@ -180,10 +198,25 @@ impl BeforeExec for Steps {
             let kind = LinkNameSpaceType::Network;
             rustix::thread::move_into_link_name_space(netns, Some(kind))?;
         }
+        if let Some(confine) = &self.confine {
+            confine.enter()?;
+        }
+        // Asked after the user is the last one: changing it makes the kernel forget.
+        if let Some(parent) = &self.parent {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have died before the kernel was asked.
+            let mut ended = [PollFd::new(parent, PollFlags::IN)];
+            if rustix::event::poll(&mut ended, Some(&Timespec::default()))? != 0 {
+                return Err(rustix::io::Errno::SRCH.into());
+            }
+        }
         for fd in &self.inherit {
             rustix::io::fcntl_setfd(sys::borrow_in_child(*fd), FdFlags::empty())?;
         }
-        Ok(())
+        match &self.confine {
+            Some(confine) => confine.filter(),
+            None => Ok(()),
+        }
     }
 }
 

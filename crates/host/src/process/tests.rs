@@ -1,5 +1,8 @@
 //! Real processes: `sleep`, `sh`, `true`.
 
+mod jail;
+mod sys;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,0 +1,257 @@
+//! A root file system that holds a program, what it needs to run, and nothing else of this host. Made once as a
+//! mount namespace; entering it costs one system call.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use crate::sys;
+
+/// Where a root may be put together, in a mount namespace that nobody else sees: directories that are there
+/// anyway. One that hides none of the files is taken.
+const PLACES: [&str; 5] = ["/mnt", "/media", "/srv", "/opt", "/tmp"];
+/// The most bytes of an ELF file's head that are read.
+const HEAD: usize = 4096;
+/// `PT_INTERP`; elf(5).
+const INTERPRETER: u32 = 3;
+
+/// Why there is no root.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that it is to hold cannot be used.
+    #[error("cannot {step} {}", .path.display())]
+    File {
+        /// The step.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace cannot be made.
+    #[error("cannot {step}; this needs root and CAP_SYS_ADMIN")]
+    Namespace {
+        /// The step.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A prepared root. Clones are the same root.
+#[derive(Debug, Clone)]
+pub struct Root(Arc<OwnedFd>);
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Root {
+    /// A root with these files, read-only and under their own names, and with a `/proc` in which a process sees
+    /// only itself. `devices` are files that may also be used as devices.
+    pub fn make(files: &[PathBuf], devices: &[PathBuf]) -> Result<Root, Error> {
+        let work = || {
+            let unshared = sys::unshare_own(rustix::thread::UnshareFlags::NEWNS);
+            unshared.map_err(at("leave the host's mounts"))?;
+            build(files, devices)?;
+            let made = File::open("/proc/thread-self/ns/mnt");
+            made.map_err(at("name the new root"))
+        };
+        let thread = std::thread::Builder::new().name("forkd-root".to_owned());
+        let made = std::thread::scope(|scope| {
+            let thread = thread.spawn_scoped(scope, work);
+            match thread.map_err(at("start a thread"))?.join() {
+                Ok(made) => made,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        Ok(Root(Arc::new(made.into())))
+    }
+}
+
+fn build(files: &[PathBuf], devices: &[PathBuf]) -> Result<(), Error> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(at("make mounts private"))?;
+    let place = place(files, devices)?;
+    let safe = MountFlags::NOSUID | MountFlags::NODEV;
+    let options = c"mode=0755,size=1m";
+    let mounted = rustix::mount::mount("forkd-root", place, "tmpfs", safe, Some(options));
+    mounted.map_err(at("mount an empty root"))?;
+    for file in files {
+        bind(place, file, safe)?;
+    }
+    for device in devices {
+        bind(place, device, MountFlags::NOSUID)?;
+    }
+    let proc = place.join("proc");
+    let safe = safe | MountFlags::NOEXEC;
+    fs::create_dir(&proc).map_err(at("make a directory in the new root"))?;
+    let own = c"hidepid=invisible,subset=pid";
+    rustix::mount::mount("proc", &proc, "proc", safe, Some(own))
+        .map_err(at("mount /proc in the new root"))?;
+    let flags = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount_remount(place, flags, c"").map_err(at("make the new root read-only"))?;
+    enter(place).map_err(at("change the root"))
+}
+
+/// The same directory twice: the old root ends up on top of the new one, and is detached.
+fn enter(place: &Path) -> io::Result<()> {
+    rustix::process::chdir(place)?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)?,
+        // The root is an initial RAM disk, which cannot be left: lay the new one over it.
+        Err(rustix::io::Errno::INVAL) => {
+            rustix::mount::mount_move(".", "/")?;
+            rustix::process::chroot(".")?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(rustix::process::chdir("/")?)
+}
+
+fn place(files: &[PathBuf], devices: &[PathBuf]) -> Result<&'static Path, Error> {
+    let hides = |place: &Path| files.iter().chain(devices).any(|f| f.starts_with(place));
+    let mut places = PLACES.iter().map(Path::new);
+    let found = places.find(|place| place.is_dir() && !hides(place));
+    found.ok_or_else(|| at("find a place for an empty root")(io::ErrorKind::NotFound))
+}
+
+fn bind(place: &Path, file: &Path, flags: MountFlags) -> Result<(), Error> {
+    let failed = |step| file_error(step, file);
+    let name = file.strip_prefix("/");
+    let name = name.map_err(|_| failed("use")(io::ErrorKind::InvalidInput.into()))?;
+    let target = place.join(name);
+    if let Some(parent) = target.parent() {
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o755).create(parent);
+        made.map_err(failed("make room for"))?;
+    }
+    match File::create_new(&target) {
+        // Two names of one file, such as a library and the link to it, are both wanted; one twice is not.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made.map_err(failed("make room for"))?,
+    };
+    let bound = rustix::mount::mount_bind(file, &target);
+    bound.map_err(|e| failed("bind")(e.into()))?;
+    let flags = flags | MountFlags::RDONLY | MountFlags::BIND;
+    let locked = rustix::mount::mount_remount(&target, flags, c"");
+    locked.map_err(|e| failed("make read-only")(e.into()))
+}
+
+fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Namespace {
+        step,
+        source: error.into(),
+    }
+}
+
+fn file_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { step, path, source }
+}
+
+/// A program or library, its loader and the libraries it is linked to, as absolute paths. Blocks.
+pub fn with_libraries(file: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut needed = vec![file.to_owned()];
+    let Some(loader) = interpreter(file).map_err(file_error("read", file))? else {
+        return Ok(needed);
+    };
+    needed.extend(listed(&loader, file)?);
+    needed.push(loader);
+    Ok(needed)
+}
+
+/// What this loader would load for this program or library. Blocks.
+pub fn listed(loader: &Path, file: &Path) -> Result<Vec<PathBuf>, Error> {
+    let output = Command::new(loader).arg("--list").arg(file).output();
+    let output = output.map_err(file_error("run the loader of", file))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(file_error("list the libraries of", file)(io::Error::other(
+            said,
+        )));
+    }
+    Ok(parse_list(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Lines such as `libc.so.6 => /lib/libc.so.6 (0x7f…)` or `/lib64/ld.so (0x7f…)`.
+fn parse_list(text: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let line = line.rsplit_once("=>").map_or(line, |(_, path)| path);
+        let path = line.rsplit_once(" (0x")?.0.trim();
+        path.starts_with('/').then(|| PathBuf::from(path))
+    };
+    text.lines().filter_map(path).collect()
+}
+
+/// The loader that an ELF file names; `None` if it needs none.
+pub fn interpreter(file: &Path) -> io::Result<Option<PathBuf>> {
+    let mut head = Vec::new();
+    io::Read::read_to_end(
+        &mut io::Read::take(File::open(file)?, HEAD as u64),
+        &mut head,
+    )?;
+    let Some((at, len)) = find_interpreter(&head) else {
+        return Ok(None);
+    };
+    let mut name = vec![0; len.min(HEAD)];
+    File::open(file)?.read_exact_at(&mut name, at)?;
+    name.retain(|byte| *byte != 0);
+    let name = String::from_utf8(name).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(Some(name.into()))
+}
+
+/// Offset and length of the loader's name, from the head of a 64-bit little-endian ELF file.
+fn find_interpreter(head: &[u8]) -> Option<(u64, usize)> {
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(head.get(at..at + len)?);
+        Some(u64::from_le_bytes(bytes))
+    };
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    (0..count).find_map(|index| {
+        let at = usize::try_from(table.checked_add(index * size)?).ok()?;
+        (number(at, 4)? == u64::from(INTERPRETER))
+            .then(|| Some((number(at + 8, 8)?, number(at + 32, 8)? as usize)))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_needs_is_found() {
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        let needed = with_libraries(&shell).unwrap();
+        assert_eq!(needed[0], shell);
+        assert!(needed.iter().all(|path| path.is_file()), "{needed:?}");
+        let has = |part: &str| needed.iter().any(|p| p.to_string_lossy().contains(part));
+        assert!(has("libc.") && has("ld-"), "{needed:?}");
+        let text = tempfile::NamedTempFile::new().unwrap();
+        fs::write(text.path(), "#!/bin/sh\n").unwrap();
+        assert_eq!(interpreter(text.path()).unwrap(), None);
+        with_libraries(Path::new("/no/such/program")).unwrap_err();
+    }
+
+    #[test]
+    fn a_list_of_libraries_is_read() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\nlibgone.so => not found\n";
+        let expected = ["/lib/x/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        assert_eq!(parse_list(text), expected);
+    }
+}
