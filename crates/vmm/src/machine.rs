@@ -180,6 +180,9 @@ impl Machine {
     ) -> Result<Machine, Error> {
         let (vm, vcpus) = build(host, memory, frozen.vcpus.len(), watch, stages)?;
         frozen.vm.restore_irqchip(&vm)?;
+        if let (Some(first), Some(prepared)) = (vcpus.first(), frozen.vcpus.first()) {
+            first.with_fd(|fd| prepared.break_clock_tie(fd))?;
+        }
         for (vcpu, prepared) in vcpus.iter().zip(&frozen.vcpus) {
             vcpu.with_fd(|fd| prepared.restore(fd))?;
         }

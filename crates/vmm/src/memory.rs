@@ -49,6 +49,9 @@ pub const MIB_RANGE: std::ops::RangeInclusive<u32> = 1..=256 * 1024;
 /// the layers are flattened once into a memory file.
 pub const MAPPED_PIECES_MAX: usize = 192;
 
+/// What a hole in a memory file reads as.
+static ZERO_BLOCK: [u8; 64 << 10] = [0; 64 << 10];
+
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -290,16 +293,36 @@ fn flatten(bytes: u64, segments: &[Segment], files: &[File]) -> Result<OwnedFd, 
         };
         let mut at = segment.offset;
         let end = segment.offset + segment.len;
-        while at < end {
-            let chunk = &mut buffer[..(end - at).min(1 << 20) as usize];
+        while let Some(data) = next_data(&files[layer], at, end) {
+            let chunk = &mut buffer[..(end - data).min(1 << 20) as usize];
             files[layer]
-                .read_exact_at(chunk, at)
+                .read_exact_at(chunk, data)
                 .map_err(|source| Error::Read { layer, source })?;
-            flat.write_all_at(chunk, at).map_err(Error::Flatten)?;
-            at += chunk.len() as u64;
+            // Zero already; written, it would take memory.
+            for (block, bytes) in (0_u64..).zip(chunk.chunks(ZERO_BLOCK.len())) {
+                if bytes != &ZERO_BLOCK[..bytes.len()] {
+                    let to = data + block * ZERO_BLOCK.len() as u64;
+                    flat.write_all_at(bytes, to).map_err(Error::Flatten)?;
+                }
+            }
+            at = data + chunk.len() as u64;
         }
     }
     Ok(flat.into())
+}
+
+/// Where the first data in `[at, end)` of a sparse file is, rounded down to a page.
+fn next_data(file: &File, at: u64, end: u64) -> Option<u64> {
+    if at >= end {
+        return None;
+    }
+    let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => data & !(PAGE - 1),
+        Err(rustix::io::Errno::NXIO) => return None,
+        // A file system that does not know: all of it may be data.
+        Err(_) => at,
+    };
+    (data < end).then_some(data.max(at))
 }
 
 #[cfg(test)]

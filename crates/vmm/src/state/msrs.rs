@@ -5,7 +5,7 @@ use kvm_ioctls::Kvm;
 use crate::kvm::{Error, failed};
 
 /// Time-stamp counter: always written, because its reset value moves.
-const TSC: u32 = 0x10;
+pub(super) const TSC: u32 = 0x10;
 const TSC_DEADLINE: u32 = 0x6e0;
 const SPEC_CTRL: u32 = 0x48;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::VcpuState;
+use super::{VcpuState, msrs};
 use crate::host::MsrDefaults;
 use crate::kvm::{Error, failed};
 use crate::vcpu::set_xsave;
@@ -118,6 +118,26 @@ impl Prepared {
         self.msrs.iter().try_for_each(|list| write_msrs(fd, list))?;
         fd.set_vcpu_events(&state.events)
             .map_err(failed("restore pending events"))
+    }
+
+    /// For the first vCPU of a VM, before [`Prepared::restore`]: sees to it that a young time-stamp counter
+    /// is taken as it is.
+    ///
+    /// Kernels before 6.7 take a counter within a second of what a new VM's would show for an attempt to
+    /// synchronise with it, and ignore the value: time would go back in a guest that was frozen in its
+    /// first second. Only a value far from both breaks the tie. Later vCPUs want to be synchronised.
+    pub fn break_clock_tie(&self, fd: &VcpuFd) -> Result<(), Error> {
+        let counter = self.state.msrs.iter().find(|msr| msr.index == msrs::TSC);
+        let cycles = counter.map_or(0, |msr| msr.data);
+        if cycles / 1000 > 2 * u64::from(self.state.tsc_khz) {
+            return Ok(());
+        }
+        let far = kvm_msr_entry {
+            index: msrs::TSC,
+            data: 1 << 50,
+            ..Default::default()
+        };
+        write_msrs(fd, &msr_list(&[far])?)
     }
 
     /// Only the CPUID: what a rehearsal needs before it looks at the defaults.

@@ -101,15 +101,13 @@ impl Driver {
         }
         self.descriptors[of] += parts.len() as u32;
         let index = self.offered[of];
-        let slot = ring + AVAIL + 4 + 2 * index;
-        let other = if index % 2 == 0 {
-            0
+        // Entries have 16 bits and the guest writes 32: every second one goes beside the one before.
+        let slot = ring + AVAIL + 4 + 2 * (index & !1);
+        if index.is_multiple_of(2) {
+            write(guest, slot, head);
         } else {
-            read(guest, slot - 2) & 0xffff
-        };
-        match index % 2 {
-            0 => write(guest, slot, head),
-            _ => write(guest, slot - 2, other | head << 16),
+            let before = read(guest, slot) & 0xffff;
+            write(guest, slot, before | head << 16);
         }
         self.offered[of] += 1;
         write(guest, ring + AVAIL, self.offered[of] << 16);

@@ -165,3 +165,44 @@ fn every_command_has_help() {
         assert!(text.contains("Usage:"), "{text}");
     }
 }
+
+/// Boots what cannot boot and answers what the monitor said.
+fn no_boot(arguments: &[&str]) -> String {
+    let mut all = vec!["boot".to_owned()];
+    all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    let mut process = Process::start(program(), &all).unwrap();
+    let message = match process.next() {
+        Ok((_, forkd_wire::vmm::Reply::Failed(failure), _)) => failure.message,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(process.wait().unwrap().unwrap().exit_status(), Some(1));
+    message
+}
+
+#[test]
+fn what_cannot_boot_is_refused_with_the_reason() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let text = path("text");
+    std::fs::write(&text, "this is no kernel").unwrap();
+    let kernel = |file: &str| format!("--kernel={file}");
+    let says = |message: String, words: &[&str]| {
+        for word in words {
+            assert!(message.contains(word), "{word:?} is not in {message:?}");
+        }
+    };
+    says(no_boot(&[&kernel(&text)]), &["kernel"]);
+    says(no_boot(&[&kernel(&path("absent"))]), &["absent"]);
+    let disk = format!("--disk={}", path("missing"));
+    says(no_boot(&["--test-guest", &disk]), &["missing"]);
+    says(no_boot(&[&kernel(&text), &disk]), &["missing"]);
+    let few = ["--memory=63", &kernel(&text)];
+    says(no_boot(&few), &["63", "64 or more"]);
+    let empty = path("empty");
+    std::fs::write(&empty, "").unwrap();
+    let disk = format!("--disk={empty}");
+    says(no_boot(&["--test-guest", &disk]), &["disk"]);
+}
