@@ -113,7 +113,7 @@ fn ticks(time: Duration) -> u64 {
 #[test]
 fn a_young_time_stamp_counter_goes_on_from_where_it_stood() {
     // Some kernels take so young a counter for one that shall be synchronised.
-    the_counter_goes_on_after(Duration::from_millis(300));
+    the_counter_goes_on_after(Duration::ZERO);
 }
 
 #[test]
@@ -135,6 +135,7 @@ fn the_counter_goes_on_after(age: Duration) {
     let mut copy = template.fork_one().unwrap();
     let first = tsc(&mut copy);
     let mut lived = forked.elapsed() + pause / 3;
+    println!("counters: {before} before, {frozen} at the branch, {first} in the copy");
     assert!(first >= before, "{first} is not before {before}");
     // The time in which it did not exist has not passed for it; but without help of the hardware the
     // guest reads the counter of the host.
