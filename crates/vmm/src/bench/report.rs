@@ -148,6 +148,16 @@ fn of_plain_fork(figures: &Figures) -> Map<String, Value> {
     figures.branch_pause.iter().filter_map(ratio).collect()
 }
 
+/// Medians of the parts of a pause, for each amount of dirty memory.
+fn branch_stages(figures: &Figures) -> Map<String, Value> {
+    let value = |(mib, [quiesce, state, fork]): (&u32, &[Vec<f64>; 3])| {
+        let value =
+            json!({"quiesce": median(quiesce), "state": median(state), "fork": median(fork)});
+        (mib.to_string(), value)
+    };
+    figures.branch_stages.iter().map(value).collect()
+}
+
 /// One object with the figures under their documented names.
 pub(super) fn json(options: &Options, figures: &Figures) -> Value {
     let medians = |map: &std::collections::BTreeMap<u32, Vec<f64>>| -> Map<String, Value> {
@@ -174,15 +184,6 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
         .stage_medians()
         .into_iter()
         .map(|(name, us)| (name.to_owned(), json!(round(us))))
-        .collect();
-    let branch_stages: Map<String, Value> = figures
-        .branch_stages
-        .iter()
-        .map(|(mib, [quiesce, state, fork])| {
-            let value =
-                json!({"quiesce": median(quiesce), "state": median(state), "fork": median(fork)});
-            (mib.to_string(), value)
-        })
         .collect();
     let spreads = json!({
         "floor_one_ms": spread(&figures.floor_one),
@@ -212,7 +213,7 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
         "layers_8_ratio": ratio(&figures.deep_one, &figures.fork_one),
         "multiples_of_floor": of_floor.map(multiple).collect::<Map<_, _>>(),
         "stages_us": stages,
-        "branch_stages_ms": branch_stages,
+        "branch_stages_ms": branch_stages(figures),
         "spread": spreads,
         "targets": targets.iter().map(held).collect::<Map<_, _>>(),
         "branch_pause_of_plain_fork": of_plain_fork(figures),
@@ -224,6 +225,14 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
 /// A table.
 pub(super) fn text(figures: &Figures) -> String {
     let mut out = String::new();
+    samples(&mut out, figures);
+    stages(&mut out, figures);
+    verdicts(&mut out, figures);
+    out
+}
+
+/// Every figure: median, minimum, maximum.
+fn samples(out: &mut String, figures: &Figures) {
     let mut line = |name: &str, samples: &[f64]| {
         if !samples.is_empty() {
             let (min, mid, max) = (
@@ -258,6 +267,10 @@ pub(super) fn text(figures: &Figures) -> String {
         line("firecracker, 100", &other.hundred);
         line("firecracker, private (KiB)", &other.private_kib);
     }
+}
+
+/// Where the time goes.
+fn stages(out: &mut String, figures: &Figures) {
     _ = writeln!(out, "\none fork, microseconds by stage:");
     for (name, us) in figures.stage_medians() {
         _ = writeln!(out, "  {name:<26} {us:>9.1}");
@@ -273,6 +286,10 @@ pub(super) fn text(figures: &Figures) -> String {
             "  {mib:>4} MiB dirty             {quiesce:>9.3} {state:>9.3} {fork:>9.3}"
         );
     }
+}
+
+/// What holds and what does not, and how much the figures are worth.
+fn verdicts(out: &mut String, figures: &Figures) {
     _ = writeln!(out, "\ntargets:");
     for target in targets(figures) {
         let verdict = if target.value <= target.at_most {
@@ -311,5 +328,4 @@ pub(super) fn text(figures: &Figures) -> String {
     if let Some(complaint) = figures.load.complaint() {
         _ = writeln!(out, "\nwarning: {complaint}");
     }
-    out
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial, SerialState};
 
@@ -36,7 +37,7 @@ impl Sink {
     }
 
     fn pass_on(&mut self) {
-        let Some(file) = &mut self.file else {
+        let Some(file) = self.file.as_mut().filter(|file| takes_output(file)) else {
             self.line.clear();
             return;
         };
@@ -56,6 +57,17 @@ impl Sink {
         self.written += self.line.len() as u64;
         self.line.clear();
     }
+}
+
+/// Whether a line can be written without waiting: a pipe that nobody reads would hold up the vCPU, and
+/// with it a pause.
+fn takes_output(file: &File) -> bool {
+    let mut fds = [PollFd::new(file, PollFlags::OUT)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    !matches!(poll(&mut fds, Some(&now)), Ok(0))
 }
 
 impl Write for Sink {

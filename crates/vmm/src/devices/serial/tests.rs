@@ -64,3 +64,20 @@ fn registers_survive_and_garbage_does_not_panic() {
     copy.read(7, &mut scratch);
     assert_eq!(scratch, [0x5a]);
 }
+
+#[test]
+fn a_pipe_that_nobody_reads_does_not_hold_up_the_guest() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let sink = Sink::new(Some(std::os::fd::OwnedFd::from(writer).into()));
+    let mut console = Console::new(sink, Arc::new(CountingIrq::default()));
+    for _ in 0..3000 {
+        b"sixty-four bytes of output that nobody has asked for, line by li\n"
+            .iter()
+            .for_each(|byte| console.write(0, &[*byte]));
+    }
+    // What fitted is there; the rest was dropped.
+    drop(console);
+    let text = std::io::read_to_string(reader).unwrap();
+    assert!(text.lines().count() > 100 && text.lines().count() < 3000);
+    assert!(text.lines().all(|line| line.ends_with("by li")));
+}
