@@ -102,9 +102,9 @@ fn default_boot_wait_secs() -> u64 {
 pub enum SnapshotState {
     /// Its files are being written.
     Writing,
-    /// It can be forked.
+    /// It is on disk and can be forked.
     Ready,
-    /// It cannot be forked; `warning` says why.
+    /// It cannot be used, or is a branch in memory that could not be written; `warning` says why.
     Failed,
 }
 
@@ -118,7 +118,7 @@ pub struct SnapshotInfo {
     pub dir: String,
     /// When it was made.
     pub created_at_unix: u64,
-    /// Whether it can be forked.
+    /// How it stands on disk. A branch may be forked before it is ready: see `bootable`.
     pub status: SnapshotState,
     /// Whether sandboxes can be forked from it.
     pub bootable: bool,
@@ -141,7 +141,7 @@ pub struct SnapshotInfo {
     /// Bytes of guest memory the layer stands for, for a snapshot that holds only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_logical_bytes: Option<u64>,
-    /// Why it cannot be forked.
+    /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
     /// Unique over all snapshots ever made.
