@@ -107,8 +107,9 @@ impl Channel {
             let mut into = [IoSliceMut::new(&mut bytes)];
             match rustix::net::recvmsg(&self.fd, &mut into, &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
-                // A peer that died with unread packets resets the connection: it is gone all the same.
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                // A peer that died with unread packets resets the connection. That is told once; what it
+                // had said before is still there, and then the end.
+                Err(rustix::io::Errno::CONNRESET) => {}
                 received => break received.map_err(|e| Error::Receive(e.into()))?,
             }
         };
@@ -138,8 +139,7 @@ impl Channel {
         loop {
             match rustix::net::recv(&self.fd, &mut [0u8; 1][..], flags) {
                 Ok((_, length)) => return Ok(length.clamp(1, PACKET_MAX)),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(1),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
                 Err(e) => return Err(Error::Receive(e.into())),
             }
         }

@@ -33,3 +33,17 @@ fn a_failure_carries_the_whole_chain_and_the_errno() {
     assert_eq!(failure.errno, libc::ENOSPC as u32);
     assert!(failure.message.contains("cannot send") && failure.message.contains("No space"));
 }
+
+#[test]
+fn last_words_of_a_peer_that_died_with_unread_packets_are_heard() {
+    let (ours, theirs) = Channel::pair().unwrap();
+    ours.request(1, &Request::Status, &[]).unwrap();
+    theirs.reply(0, &Reply::Report(7), &[]).unwrap();
+    theirs.reply(0, &Reply::Resumed, &[]).unwrap();
+    // The request is never read: the connection is reset.
+    drop(theirs);
+    assert_eq!(ours.next_reply().unwrap().unwrap().1, Reply::Report(7));
+    assert_eq!(ours.next_reply().unwrap().unwrap().1, Reply::Resumed);
+    assert!(ours.next_reply().unwrap().is_none());
+    assert!(ours.next_reply().unwrap().is_none());
+}
