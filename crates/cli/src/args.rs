@@ -12,8 +12,8 @@ mod pairs;
 pub use guest::{Cp, Eval, Exec, Logs, Ping};
 pub use image::{Image, ImageBuild, ImageCommand, ImageRemove};
 pub use node::{
-    Bench, Branch, Doctor, Fork, Images, Kill, Ls, One, Quickstart, RemoveSnapshot, Snapshot,
-    SnapshotInfo,
+    Bench, Branch, Doctor, Fork, Images, Kill, Ls, Network, One, Quickstart, RemoveSnapshot,
+    Snapshot, SnapshotInfo,
 };
 pub use pairs::pair;
 
@@ -130,6 +130,8 @@ pub enum Command {
     Pause(One),
     /// Let a paused sandbox go on
     Resume(One),
+    /// Show or change what a running sandbox may reach
+    Network(Network),
     /// Freeze a running sandbox into a new snapshot while it goes on
     Branch(Branch),
     /// Run a command in a sandbox

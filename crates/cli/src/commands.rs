@@ -15,6 +15,7 @@ mod eval;
 mod exec;
 mod fork;
 mod image;
+mod network;
 mod quickstart;
 mod sandboxes;
 mod snapshots;
@@ -66,6 +67,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, Failure> {
         Command::Ls(args) => sandboxes::list(context, &args).await,
         Command::Pause(args) => sandboxes::pause(context, &args).await,
         Command::Resume(args) => sandboxes::resume(context, &args).await,
+        Command::Network(args) => network::run(context, &args).await,
         Command::Branch(args) => sandboxes::branch(context, &args).await,
         Command::Cp(args) => copy::run(context, &args).await,
         Command::Logs(args) => sandboxes::logs(context, &args).await,

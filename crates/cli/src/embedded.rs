@@ -1,7 +1,7 @@
 //! The node within this process: the one a daemon would open, for the time of one command.
 
 use axum::Router;
-use forkd_daemon::{EngineName, Error, NodePaths, Options};
+use forkd_daemon::{EngineArgs, Error, NodePaths, Options};
 use forkd_engine::Lifetime;
 use forkd_sandbox::Node;
 use forkd_sandbox::view::{Close, Recovery};
@@ -17,9 +17,10 @@ pub(crate) struct Opened {
 }
 
 /// Opens the node. Its sandboxes end with this process, however it ends.
-pub(crate) async fn open(paths: &NodePaths, engine: EngineName) -> Result<Opened, Failure> {
-    let engine = forkd_daemon::select_engine(engine).map_err(|error| no_engine(&error))?;
-    let opened = forkd_daemon::open_node(paths, engine, Lifetime::DieWithParent).await;
+pub(crate) async fn open(paths: &NodePaths, args: &EngineArgs) -> Result<Opened, Failure> {
+    let engine = forkd_daemon::select_engine(args).map_err(|error| no_engine(&error))?;
+    let opened =
+        forkd_daemon::open_node(paths, engine, Lifetime::DieWithParent, args.isolation()).await;
     let (node, recovery) = opened.map_err(not_opened)?;
     Ok(Opened {
         node,

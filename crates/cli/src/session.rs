@@ -5,7 +5,7 @@
 //! other says how to start a daemon.
 
 use clap::ValueEnum;
-use forkd_daemon::EngineName;
+use forkd_daemon::{EngineArgs, EngineName};
 
 use crate::args::Common;
 use crate::client::Client;
@@ -40,14 +40,14 @@ impl Session {
     }
 
     /// A daemon, or else the node within this process.
-    pub(crate) async fn any(common: &Common, engine: EngineName) -> Result<Self, Failure> {
+    pub(crate) async fn any(common: &Common, args: &EngineArgs) -> Result<Self, Failure> {
         if let Some(client) = find(common).await? {
-            if engine != EngineName::Auto {
-                check_engine(&client, engine).await?;
+            if args.engine != EngineName::Auto {
+                check_engine(&client, args.engine).await?;
             }
             return Ok(Self { client, node: None });
         }
-        let opened = embedded::open(&common.paths(), engine).await?;
+        let opened = embedded::open(&common.paths(), args).await?;
         for note in opened.notes() {
             output::say(&format!("note: {note}"));
         }

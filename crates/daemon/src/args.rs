@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use forkd_engine::select::Options;
+use forkd_sandbox::Isolation;
+use ipnet::Ipv4Net;
 
 use crate::paths::PathArgs;
 
@@ -24,6 +27,9 @@ pub struct ServeArgs {
     /// What runs VMs.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// How sandboxes are kept apart.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
     /// File of one JSON line per request; `none` writes nothing
     /// [default: /var/log/forkd/audit.log for root, DATA_DIR/audit.log otherwise].
     #[arg(long, env = "FORKD_AUDIT_LOG", value_name = "FILE")]
@@ -83,12 +89,91 @@ pub enum OnExit {
     Kill,
 }
 
-/// Chooses the engine.
+/// Chooses the engine, and how it confines machines.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EngineArgs {
     /// What runs VMs: `auto` takes kvm where the CPU can, qemu otherwise.
     #[arg(long, env = "FORKD_ENGINE", value_name = "NAME", value_enum, default_value_t = EngineName::Auto)]
     pub engine: EngineName,
+    /// Whether sandboxes have a network unless they say otherwise.
+    #[arg(long, env = "FORKD_NET", value_name = "MODE", value_enum, default_value_t = Net::Nat)]
+    pub net: Net,
+    /// Whether the processes of machines are confined. `off` is for finding faults only.
+    #[arg(long, env = "FORKD_JAIL", value_name = "WHETHER", value_enum, default_value_t = Jail::On)]
+    pub jail: Jail,
+}
+
+impl EngineArgs {
+    /// The engine's own settings.
+    pub fn options(&self) -> Options {
+        Options {
+            jail: self.jail == Jail::On,
+            ..Options::default()
+        }
+    }
+
+    /// How sandboxes are kept apart by a command: nothing is prepared ahead.
+    pub fn isolation(&self) -> Isolation {
+        Isolation {
+            network: self.net == Net::Nat,
+            ..Isolation::default()
+        }
+    }
+}
+
+/// Whether sandboxes have a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// They have none.
+    None,
+    /// They reach the public internet, and what their rules allow.
+    #[default]
+    Nat,
+}
+
+/// Whether the processes of machines are confined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Jail {
+    /// They run as users of their own, in an empty root, with few system calls.
+    #[default]
+    On,
+    /// They run as the daemon's user, and see what it sees.
+    Off,
+}
+
+/// How a daemon keeps sandboxes apart.
+#[derive(Debug, Clone, Args)]
+pub struct IsolationArgs {
+    /// Network slots that are kept ready for forks.
+    #[arg(long, env = "FORKD_SLOTS", value_name = "N", default_value_t = 32)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=4000))]
+    pub slots: u32,
+    /// Networks that sandboxes do not reach unless a rule allows it, besides private ones: a cluster's.
+    #[arg(long, env = "FORKD_REFUSE", value_name = "CIDR", value_delimiter = ',')]
+    pub refuse: Vec<Ipv4Net>,
+    /// Control group that sandboxes' groups are made in [default: forkd at the root of cgroup v2].
+    #[arg(long, env = "FORKD_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Refuse to run sandboxes where this host cannot keep them apart in every way.
+    #[arg(long, env = "FORKD_REQUIRE_ISOLATION")]
+    pub require_isolation: bool,
+}
+
+impl IsolationArgs {
+    /// Together with what the engine was told.
+    pub fn with(&self, engine: &EngineArgs) -> Isolation {
+        Isolation {
+            slots_ready: if engine.net == Net::Nat {
+                self.slots
+            } else {
+                0
+            },
+            refused: self.refuse.clone(),
+            cgroup_root: self.cgroup_root.clone(),
+            required: self.require_isolation,
+            ..engine.isolation()
+        }
+    }
 }
 
 /// The engines by name.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{EngineName, OnExit, ServeArgs};
+use forkd_sandbox::Isolation;
+
+use crate::args::{EngineArgs, OnExit, ServeArgs};
 use crate::paths::NodePaths;
 
 /// Settings that cannot be served.
@@ -32,7 +34,9 @@ pub struct Config {
     /// Where the node keeps things.
     pub paths: NodePaths,
     /// What runs VMs.
-    pub engine: EngineName,
+    pub engine: EngineArgs,
+    /// How sandboxes are kept apart.
+    pub isolation: Isolation,
     /// File of audit lines.
     pub audit_log: Option<PathBuf>,
     /// File or directory of tokens.
@@ -78,7 +82,8 @@ impl Config {
         Ok(Self {
             bind: args.bind,
             paths,
-            engine: args.engine.engine,
+            isolation: args.isolation.with(&args.engine),
+            engine: args.engine,
             audit_log,
             token_file: args.token_file,
             tls,

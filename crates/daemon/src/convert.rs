@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use forkd_sandbox::spec::Warm;
 use forkd_sandbox::view::{self, SandboxView, SnapshotView};
+use forkd_slot::policy::{Mode, Policy, Rule};
 use forkd_wire::api::sandbox::{
-    GUEST_ADDR, MemoryUse, SandboxEnding, SandboxInfo, SandboxStages, SandboxState,
+    GUEST_ADDR, MemoryUse, NetworkMode, NetworkPolicy, SandboxEnding, SandboxInfo, SandboxStages,
+    SandboxState,
 };
 use forkd_wire::api::snapshot::{
     CreateSnapshot, SnapshotInfo, SnapshotStages, SnapshotState, SnapshotStep,
@@ -92,7 +94,9 @@ pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
             .collect(),
         id: view.id,
         snapshot_tag: view.tag,
-        netns: None,
+        network: network(&view.network.policy),
+        network_address: view.network.address.map(|address| address.to_string()),
+        netns: view.network.netns,
         guest_addr: GUEST_ADDR.to_owned(),
         created_at_unix: view.created_at_unix,
         pid: view.pid,
@@ -121,7 +125,32 @@ fn sandbox_ending(ending: view::Ending) -> SandboxEnding {
         view::Ending::Undone => SandboxEnding::Undone,
         view::Ending::Closed => SandboxEnding::Closed,
         view::Ending::Exited => SandboxEnding::Exited,
+        view::Ending::OutOfMemory => SandboxEnding::Oom,
     }
+}
+
+fn network(policy: &Policy) -> NetworkPolicy {
+    let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+    NetworkPolicy {
+        mode: match policy.mode() {
+            Mode::None => NetworkMode::None,
+            Mode::Nat => NetworkMode::Nat,
+        },
+        allow: texts(policy.allow()),
+        deny: texts(policy.deny()),
+    }
+}
+
+pub(crate) fn policy(body: &NetworkPolicy) -> Result<Policy, ApiError> {
+    let mode = match body.mode {
+        NetworkMode::None => Mode::None,
+        NetworkMode::Nat => Mode::Nat,
+    };
+    let rules = |texts: &[String]| -> Result<Vec<Rule>, _> {
+        texts.iter().map(|text| text.parse()).collect()
+    };
+    let policy = rules(&body.allow).and_then(|allow| Policy::new(mode, allow, rules(&body.deny)?));
+    policy.map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 pub(crate) fn sandbox_state(status: view::SandboxStatus) -> SandboxState {

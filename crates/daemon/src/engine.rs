@@ -5,15 +5,19 @@ use std::sync::Arc;
 use forkd_engine::select::{self, Choice};
 use forkd_engine::{Engine, Error};
 
-use crate::args::EngineName;
+use crate::args::{EngineArgs, EngineName, Jail};
 
-/// The engine of this name.
-pub fn select(name: EngineName) -> Result<Arc<dyn Engine>, Error> {
-    match name {
-        EngineName::Auto => select::select(Choice::Auto),
-        EngineName::Kvm => select::select(Choice::Kvm),
-        EngineName::Qemu => select::select(Choice::Qemu),
-        EngineName::Firecracker => select::select(Choice::Firecracker),
-        EngineName::Fake => select::select(Choice::Fake),
+/// The engine that was asked for.
+pub fn select(args: &EngineArgs) -> Result<Arc<dyn Engine>, Error> {
+    let choice = match args.engine {
+        EngineName::Auto => Choice::Auto,
+        EngineName::Kvm => Choice::Kvm,
+        EngineName::Qemu => Choice::Qemu,
+        EngineName::Firecracker => Choice::Firecracker,
+        EngineName::Fake => Choice::Fake,
+    };
+    if args.jail == Jail::Off {
+        tracing::warn!("the jail is off: whoever breaks out of a guest owns this machine");
     }
+    select::select_with(choice, args.options())
 }

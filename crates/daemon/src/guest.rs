@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forkd_sandbox::guest::{Client, Error, Event, Exec as Running, ExecRequest, Exit, Output};
+use forkd_sandbox::guest::{Client, Error, ExecRequest, Exit, Output};
 use forkd_wire::agent::connect::Code;
 use forkd_wire::api::exec::{
     EXIT_NOT_ALLOWED, EXIT_NOT_FOUND, EXIT_TIMED_OUT, Exec, ExecExit, ExecResult,
@@ -14,8 +14,6 @@ use crate::ApiError;
 const NO_LIMIT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Longest time limit that may be asked for, seconds.
 const TIMEOUT_SECS_MAX: u64 = 365 * 24 * 3600;
-/// The most of each output that a whole answer keeps, bytes.
-const KEPT_MAX: usize = 16 << 20;
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
@@ -90,31 +88,9 @@ async fn with_input(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        output = collect(&mut running) => output,
+        output = running.collect() => output,
         () = feed => Ok(Output::default()),
     }
-}
-
-async fn collect(running: &mut Running) -> Result<Output, Error> {
-    let mut output = Output::default();
-    while let Some(event) = running.next().await? {
-        match event {
-            Event::Stdout(bytes) => output.truncated |= keep(&mut output.stdout, &bytes),
-            Event::Stderr(bytes) => output.truncated |= keep(&mut output.stderr, &bytes),
-            Event::Exit(exit) => {
-                output.exit_code = exit.code;
-                output.signal = exit.signal;
-                output.timed_out = exit.timed_out;
-            }
-        }
-    }
-    Ok(output)
-}
-
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
-    let room = KEPT_MAX - kept.len();
-    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-    bytes.len() > room
 }
 
 fn result(output: Output) -> ExecResult {

@@ -29,7 +29,7 @@ mod state;
 pub mod tls;
 mod workspaces;
 
-pub use args::{EngineArgs, EngineName, OnExit, ServeArgs};
+pub use args::{EngineArgs, EngineName, IsolationArgs, Jail, Net, OnExit, ServeArgs};
 pub use config::Config;
 pub use engine::select as select_engine;
 pub use http::error::ApiError;

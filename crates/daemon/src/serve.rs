@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forkd_engine::{Engine, Lifetime};
-use forkd_sandbox::Node;
 use forkd_sandbox::spec::NodeConfig;
 use forkd_sandbox::view::{Close, Recovery};
+use forkd_sandbox::{Isolation, Node};
 use tokio::net::TcpListener;
 
 use crate::args::OnExit;
@@ -69,6 +69,7 @@ pub async fn open_node(
     paths: &NodePaths,
     engine: Arc<dyn Engine>,
     lifetime: Lifetime,
+    isolation: Isolation,
 ) -> Result<(Node, Recovery), Error> {
     let state_dir = paths.state.parent().unwrap_or(&paths.data);
     for dir in [
@@ -88,13 +89,22 @@ pub async fn open_node(
         state: paths.state.clone(),
         run_dir: paths.run.clone(),
         lifetime,
+        isolation: possible(engine.as_ref(), isolation),
     };
     Node::open(config, engine).await.map_err(Error::Node)
 }
 
+/// An engine that gives its guests no network device runs no machines either: it is one for tests.
+fn possible(engine: &dyn Engine, wanted: Isolation) -> Isolation {
+    match engine.capabilities().network {
+        true => wanted,
+        false => Isolation::OFF,
+    }
+}
+
 /// Runs the daemon until a signal ends it.
 pub async fn serve(config: Config) -> Result<(), Error> {
-    let engine = engine::select(config.engine).map_err(Error::Engine)?;
+    let engine = engine::select(&config.engine).map_err(Error::Engine)?;
     serve_with(config, engine).await
 }
 
@@ -129,7 +139,8 @@ pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), E
         OnExit::Keep => Lifetime::Survive,
         OnExit::Kill => Lifetime::DieWithParent,
     };
-    let (node, recovery) = open_node(&config.paths, engine, lifetime).await?;
+    let (node, recovery) =
+        open_node(&config.paths, engine, lifetime, config.isolation.clone()).await?;
     tracing::info!(?recovery, "node opened");
     let app = App::new(
         node.clone(),

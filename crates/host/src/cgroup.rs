@@ -146,6 +146,11 @@ impl Root {
         &self.path
     }
 
+    /// Removes the group if nothing is in it; otherwise it stays, which is no error.
+    pub fn remove_if_empty(&self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+
     /// Makes a leaf with limits.
     pub fn leaf(&self, name: &str, limits: &Limits) -> Result<Leaf, Error> {
         let leaf = Leaf {

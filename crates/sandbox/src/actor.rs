@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, error, info, warn};
 
 use crate::machine::{Effect, Input, Machine, Refused, State};
+use crate::place::{Place, Places};
 use crate::record::{Records, SandboxRecord};
-use crate::view::{Ending, ForkStages, SandboxStatus, SandboxView};
+use crate::view::{Ending, ForkStages, NetworkView, SandboxStatus, SandboxView};
 use crate::{Error, console, crash, guest, limits};
 
 mod deadline;
@@ -33,6 +34,7 @@ use handle::{INBOX, Stop};
 pub(crate) struct Context {
     pub(crate) records: Records,
     pub(crate) run_dir: PathBuf,
+    pub(crate) places: Arc<Places>,
 }
 
 /// A fork under way.
@@ -60,6 +62,7 @@ pub(crate) struct Actor {
     /// What ends it; the first cause stays.
     ending: Option<Ending>,
     view: watch::Sender<SandboxView>,
+    place: Arc<Place>,
     requests: mpsc::Receiver<Request>,
     stop: watch::Receiver<Option<Stop>>,
     /// Separate from `pending`: a VM that is being forked must be waited for before it can be killed.
@@ -103,9 +106,10 @@ enum Event {
 pub(crate) fn forked(
     context: Arc<Context>,
     record: SandboxRecord,
+    place: Arc<Place>,
     fork: Fork,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
-    let (mut actor, handle) = Actor::new(context, record);
+    let (mut actor, handle) = Actor::new(context, record, place);
     actor.greeting = Some(Greeting {
         resume: fork.resume,
         requested: fork.requested,
@@ -122,7 +126,8 @@ pub(crate) async fn recovered(
     record: SandboxRecord,
     vm: Option<Arc<dyn Vm>>,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
-    let (mut actor, handle) = Actor::new(context, record);
+    let place = Arc::new(context.places.adopt(&record.place).await);
+    let (mut actor, handle) = Actor::new(context, record, place);
     let alive = vm.is_some();
     if let Some(vm) = vm {
         actor.take_vm(vm);
@@ -133,11 +138,12 @@ pub(crate) async fn recovered(
 }
 
 impl Actor {
-    fn new(context: Arc<Context>, record: SandboxRecord) -> (Actor, Handle) {
+    fn new(context: Arc<Context>, record: SandboxRecord, place: Arc<Place>) -> (Actor, Handle) {
         let (requests, inbox) = mpsc::channel(INBOX);
         let (stop, stop_seen) = watch::channel(None);
         let vm = Arc::new(OnceLock::new());
-        let (view, view_seen) = watch::channel(view_of(&record, ForkStages::default(), None));
+        let (view, view_seen) =
+            watch::channel(view_of(&record, &place, ForkStages::default(), None));
         let actor = Actor {
             machine: Machine::recorded(record.state.clone()),
             deadline: None,
@@ -148,6 +154,7 @@ impl Actor {
             greeting: None,
             stages: ForkStages::default(),
             view,
+            place,
             requests: inbox,
             stop: stop_seen,
             forking: None,
@@ -206,7 +213,10 @@ impl Actor {
                 self.apply(Input::Stop(why), None).await;
             }
             Event::Exited(exit) => {
-                let why = self.describe_exit(&exit);
+                let why = match self.place.ran_out_of_memory() {
+                    true => self.ran_out_of_memory(),
+                    false => self.describe_exit(&exit),
+                };
                 self.apply(Input::Exited(why), None).await;
             }
             Event::Finished(outcome) => self.on_outcome(outcome).await,
@@ -215,6 +225,13 @@ impl Actor {
             }
             Event::Request(Request::Resume(reply)) => {
                 self.apply(Input::Resume, Some(Reply::Switch(reply))).await;
+            }
+            Event::Request(Request::Network(policy, reply)) => {
+                let changed = self.context.places.set_policy(&self.place, policy).await;
+                self.record.place = self.place.record();
+                let state = self.machine.state().clone();
+                self.persist(state).await;
+                let _ = reply.send(changed);
             }
             Event::Request(Request::Save(spec, reply)) => {
                 self.apply(Input::Freeze, Some(Reply::Save(spec, reply)))
@@ -298,6 +315,12 @@ impl Actor {
             .map_or(Duration::ZERO, |g| g.requested.elapsed())
     }
 
+    fn ran_out_of_memory(&mut self) -> String {
+        self.ending.get_or_insert(Ending::OutOfMemory);
+        let limit = self.record.memory_limit_mib.unwrap_or_default();
+        format!("oom: it used more than its {limit} MiB of memory")
+    }
+
     fn describe_exit(&self, exit: &Exit) -> String {
         let how = match exit {
             Exit::Code(0) => "the guest shut down".to_owned(),
@@ -364,7 +387,7 @@ impl Actor {
             _ => None,
         };
         self.view
-            .send_replace(view_of(&self.record, self.stages, ending));
+            .send_replace(view_of(&self.record, &self.place, self.stages, ending));
     }
 
     fn greet(&mut self) {
@@ -444,6 +467,7 @@ impl Actor {
         {
             warn!(error = %e, dir = %dir.display(), "files may have leaked");
         }
+        self.context.places.give_back(&self.place).await;
         Box::pin(self.apply(Input::Cleared, None)).await;
     }
 
@@ -532,14 +556,19 @@ async fn arrival(
     }
 }
 
-fn wall_clock_ns() -> u64 {
+pub(crate) fn wall_clock_ns() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn view_of(record: &SandboxRecord, stages: ForkStages, ending: Option<Ending>) -> SandboxView {
+fn view_of(
+    record: &SandboxRecord,
+    place: &Place,
+    stages: ForkStages,
+    ending: Option<Ending>,
+) -> SandboxView {
     let (status, ended) = match &record.state {
         State::Starting | State::Greeting => (SandboxStatus::Starting, None),
         State::Running | State::Branching { paused: false } => (SandboxStatus::Running, None),
@@ -560,7 +589,12 @@ fn view_of(record: &SandboxRecord, stages: ForkStages, ending: Option<Ending>) -
         deadline_unix: record.deadline_unix,
         metadata: record.metadata.clone(),
         memory_limit_mib: record.memory_limit_mib,
-        memory_limit_enforced: false,
+        memory_limit_enforced: record.memory_limit_mib.is_some() && place.limits_memory(),
+        network: NetworkView {
+            netns: place.netns(),
+            address: place.outer(),
+            policy: place.policy(),
+        },
         stages,
         branches: record.branches,
     }

@@ -16,9 +16,11 @@ mod ids;
 pub mod limits;
 pub mod machine;
 mod node;
+mod place;
 pub mod record;
 pub mod spec;
 pub mod view;
 
 pub use error::Error;
 pub use node::Node;
+pub use place::{Isolation, Missing, PlaceRecord};

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// RAM of a machine and memory limit of a sandbox, MiB.
 pub const MEMORY_MIB: RangeInclusive<u64> = 64..=256 * 1024;
 
+/// Processor time of a VM's process, thousandths of one processor.
+pub const CPU_MILLI: RangeInclusive<u64> = 10..=32_000;
+
 /// Virtual CPUs of a machine.
 pub const VCPUS: RangeInclusive<u64> = 1..=32;
 

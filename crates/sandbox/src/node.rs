@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use forkd_engine::Engine;
 use forkd_host::file::LockFile;
+use forkd_slot::policy::Policy;
 use forkd_snapshot::Store;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actor::{Context, Handle, Request};
+use crate::place::Missing;
 use crate::spec::NodeConfig;
 use crate::view::{Close, Ending, MemoryUse, SandboxStatus, SandboxView};
 use crate::{Error, guest, limits};
@@ -165,6 +167,23 @@ impl Node {
         if how == Close::KillAll {
             self.inner.tasks.wait().await;
         }
+        let places = Arc::clone(&self.inner.context.places);
+        // A failure to run it has nothing to close.
+        let _ = blocking(move || places.close()).await;
+    }
+
+    /// What this host does not do to keep sandboxes apart.
+    pub fn missing(&self) -> Vec<Missing> {
+        self.inner.context.places.missing().to_vec()
+    }
+
+    /// Changes what a running sandbox may reach.
+    pub async fn set_network(&self, id: &SandboxId, policy: Policy) -> Result<SandboxView, Error> {
+        let handle = self.handle(id)?;
+        handle
+            .ask(id, |reply| Request::Network(policy, reply))
+            .await?;
+        Ok(handle.view())
     }
 
     fn handle(&self, id: &SandboxId) -> Result<Handle, Error> {
@@ -239,7 +258,7 @@ fn cancelled_error() -> Error {
 }
 
 /// Runs blocking work where it may block.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)

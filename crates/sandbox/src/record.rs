@@ -18,14 +18,21 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::oneshot;
 
 use crate::machine::State;
+use crate::place::PlaceRecord;
 
 mod row;
 
 /// The version of the tables. A newer file is refused, an older one is migrated.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 /// Requests that share one transaction, at most.
 const BATCH_MAX: usize = 512;
+
+/// Rest after which the log is written back into the file. That waits for the disk, and a fan-out must not wait for it.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Pages in the log at which it is written back even so: 64 MiB.
+const LOG_PAGES_MAX: u32 = 16_384;
 
 /// How long SQLite waits for another process' lock before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,6 +122,8 @@ pub struct SandboxRecord {
     pub memory_limit_mib: Option<u64>,
     /// Snapshots branched from it so far.
     pub branches: u32,
+    /// Where it lives on the host.
+    pub place: PlaceRecord,
 }
 
 /// Does the work; says whether it succeeded, and how to answer.
@@ -156,7 +165,7 @@ impl Records {
         .await
     }
 
-    /// Writes what may change of a sandbox: its state, its process, its deadline, its branches.
+    /// Writes what may change of a sandbox: its state, its process, its deadline, its branches, its place.
     pub async fn update(&self, record: &SandboxRecord) -> Result<(), Error> {
         let record = record.clone();
         self.run("update", record.id.to_string(), move |connection| {
@@ -219,11 +228,15 @@ fn open_checked(path: &Path) -> Result<Connection, Error> {
     connection
         .pragma_update(None, "synchronous", "NORMAL")
         .map_err(open)?;
+    connection
+        .pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX)
+        .map_err(open)?;
     let found: i64 = connection
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(open)?;
     match found {
         0 => row::create_tables(&connection).map_err(open)?,
+        1 => row::add_places(&connection).map_err(open)?,
         SCHEMA_VERSION => {}
         _ => {
             return Err(Error::Newer {
@@ -264,7 +277,23 @@ fn check(connection: &Connection, path: &Path) -> Result<(), Error> {
 }
 
 fn serve(connection: Connection, inbox: &mpsc::Receiver<Job>) {
-    while let Ok(first) = inbox.recv() {
+    let mut tidy = true;
+    loop {
+        let first = match inbox.recv_timeout(IDLE) {
+            Ok(first) => first,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) if tidy => match inbox.recv() {
+                Ok(first) => first,
+                Err(_) => return,
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                // What fails now is done at the next opportunity: the log holds it all.
+                let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+                tidy = true;
+                continue;
+            }
+        };
+        tidy = false;
         let jobs = std::iter::once(first)
             .chain(inbox.try_iter())
             .take(BATCH_MAX);

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use forkd_engine::Lifetime;
+use forkd_slot::policy::Policy;
 use forkd_wire::id::{SandboxId, Tag};
 
 use crate::limits;
+use crate::place::Isolation;
 
 /// A value that is out of range; the text names it, the value and the range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +102,10 @@ pub struct ForkRequest {
     pub timeout: Option<Duration>,
     /// Memory limit of each VM process.
     pub memory_limit_mib: Option<u64>,
+    /// Processor time of each VM process, thousandths of one processor.
+    pub cpu_limit_milli: Option<u64>,
+    /// What the guests may reach; `None` is the default, or nothing where there is no network.
+    pub network: Option<Policy>,
     /// Longest time until every guest has answered.
     pub ready_timeout: Duration,
 }
@@ -115,6 +121,8 @@ impl ForkRequest {
             metadata: BTreeMap::new(),
             timeout: None,
             memory_limit_mib: None,
+            cpu_limit_milli: None,
+            network: None,
             ready_timeout: limits::READY_TIMEOUT,
         }
     }
@@ -124,6 +132,9 @@ impl ForkRequest {
         within("n", u64::from(self.n), limits::FORKS, "")?;
         if let Some(mib) = self.memory_limit_mib {
             within("memory limit", mib, limits::MEMORY_MIB, "MiB")?;
+        }
+        if let Some(milli) = self.cpu_limit_milli {
+            within("processor limit", milli, limits::CPU_MILLI, "thousandths")?;
         }
         for key in self.env.keys() {
             if key.is_empty() || key.contains(['=', '\0']) {
@@ -182,6 +193,8 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// Whether sandboxes outlive this process.
     pub lifetime: Lifetime,
+    /// How sandboxes are kept apart.
+    pub isolation: Isolation,
 }
 
 fn within(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use forkd_slot::policy::Policy;
 use forkd_wire::id::{SandboxId, Tag};
 
 /// The state of a snapshot.
@@ -114,6 +115,19 @@ pub enum Ending {
     Closed,
     /// Its VM ended, or never became ready.
     Exited,
+    /// It used more memory than it may.
+    OutOfMemory,
+}
+
+/// What a sandbox reaches, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkView {
+    /// Its network namespace; `None` is no network.
+    pub netns: Option<String>,
+    /// The address on the host that its connections come from.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// What it may reach.
+    pub policy: Policy,
 }
 
 /// How long the stages of a fork took, counted from the request.
@@ -154,6 +168,8 @@ pub struct SandboxView {
     pub memory_limit_mib: Option<u64>,
     /// Whether that limit is enforced, or only recorded.
     pub memory_limit_enforced: bool,
+    /// What it reaches.
+    pub network: NetworkView,
     /// How long it took to make; zero after a restart of the daemon.
     pub stages: ForkStages,
     /// Snapshots branched from it so far.

@@ -20,6 +20,8 @@ pub const VETH_PREFIX: &str = "forkd-v-";
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
 /// Every guest's gateway and name server.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
+/// Every gateway's hardware address. A fork remembers its parent's gateway, and must find it where it was.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xfc, 10, 42, 0, 1];
 /// Length of the guests' network prefix.
 pub const GUEST_PREFIX: u8 = 24;
 /// The host's address towards every slot.

@@ -82,7 +82,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -138,7 +138,10 @@ impl Pool {
                 .spawn(move || shared.work())
         };
         let threads = (0..THREADS).filter_map(|n| thread(n).ok()).collect();
-        Ok(Self { shared, threads })
+        Ok(Self {
+            shared,
+            threads: Mutex::new(threads),
+        })
     }
 
     /// A slot with the default policy: at once if one is ready, else as soon as one is made. Blocks.
@@ -200,8 +203,8 @@ impl Pool {
         }
     }
 
-    /// Ends the threads and removes the slots that nobody uses. Those in use stay, for the next pool.
-    pub fn close(mut self) {
+    /// Ends the threads and removes the slots that nobody uses. Those in use stay, for the next pool. Idempotent.
+    pub fn close(&self) {
         self.stop();
         let mut state = self.shared.lock();
         let waiting = std::mem::take(&mut state.ready);
@@ -216,10 +219,12 @@ impl Pool {
         }
     }
 
-    fn stop(&mut self) {
+    fn stop(&self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
-        for thread in self.threads.drain(..) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             // A panic there has been reported by the panic hook.
             let _ = thread.join();
         }

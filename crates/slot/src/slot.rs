@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::nft;
@@ -12,7 +13,7 @@ use forkd_host::net::route::{self, Route};
 use forkd_host::net::tap;
 use ipnet::Ipv4Net;
 
-use crate::address::{self, GATEWAY, GUEST_PREFIX, HOST, TAP, UPLINK};
+use crate::address::{self, GATEWAY, GATEWAY_MAC, GUEST_PREFIX, HOST, TAP, UPLINK};
 use crate::policy::Policy;
 use crate::rules;
 
@@ -70,7 +71,8 @@ pub enum Error {
 pub struct Slot {
     index: u32,
     netns: Netns,
-    tap: OwnedFd,
+    /// None where the VM alone has it: after a restart of whoever made the slot.
+    tap: Option<OwnedFd>,
     names: Option<NameSockets>,
     generation: AtomicU32,
 }
@@ -124,10 +126,32 @@ impl Slot {
         Ok(Self {
             index,
             netns,
-            tap,
+            tap: Some(tap),
             names: Some(names),
             generation: AtomicU32::new(FIRST),
         })
+    }
+
+    /// Takes over a slot that an earlier process made, and whose guest goes on; `None` when there is none. Its policy is
+    /// to be applied again: what was learnt of names is forgotten.
+    pub fn adopt(index: u32) -> Result<Option<Self>, Error> {
+        let Some(netns) = Netns::open(&address::netns(index))? else {
+            return Ok(None);
+        };
+        let names = netns.enter(NameSockets::bind)?;
+        let names = names.map_err(|source| Error::Names { index, source })?;
+        // Another generation than any before, or what was permitted long ago would never be judged again.
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let generation = u32::try_from(since.as_secs() & 0x7fff_ffff).unwrap_or(FIRST);
+        Ok(Some(Self {
+            index,
+            netns,
+            tap: None,
+            names: Some(names),
+            generation: AtomicU32::new(generation),
+        }))
     }
 
     /// Its number.
@@ -142,7 +166,8 @@ impl Slot {
 
     /// The guest's device, for a VM to use: a duplicate, because the device goes with the last of them.
     pub fn tap(&self) -> io::Result<OwnedFd> {
-        self.tap.as_fd().try_clone_to_owned()
+        let tap = self.tap.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        tap.as_fd().try_clone_to_owned()
     }
 
     /// Its namespace, for a process to be put into.
@@ -218,6 +243,7 @@ fn connect(index: u32, mut inside: Route, netns: &Netns) -> Result<(), route::Er
     outside.add_route((outer, 32), &veth, None)?;
 
     inside.set_up("lo")?;
+    inside.set_mac(TAP, GATEWAY_MAC)?;
     inside.add_address(TAP, IpAddr::V4(GATEWAY), GUEST_PREFIX)?;
     inside.set_up(TAP)?;
     inside.add_address(UPLINK, outer, 32)?;

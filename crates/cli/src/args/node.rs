@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use forkd_daemon::EngineArgs;
+use forkd_daemon::{EngineArgs, Net};
 use forkd_wire::id::{SandboxId, Tag};
 
 use super::pair;
@@ -173,6 +173,18 @@ pub struct Fork {
     /// Memory limit of each machine's process in MiB
     #[arg(long, value_name = "MIB")]
     pub memory_limit_mib: Option<u64>,
+    /// Processor time of each machine's process in thousandths of one processor
+    #[arg(long, value_name = "MILLI")]
+    pub cpu_limit_milli: Option<u64>,
+    /// Whether the sandboxes have a network [default: nat where the node can]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub net: Option<Net>,
+    /// What the sandboxes may reach besides the public internet, such as 10.1.0.0/16 or example.com:443
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// What the sandboxes may not reach; `all` leaves what --allow names
+    #[arg(long, value_name = "RULE")]
+    pub deny: Vec<String>,
     /// Keep those that succeeded when some fail
     #[arg(long)]
     pub partial: bool,
@@ -219,6 +231,35 @@ pub struct Kill {
     /// Kill every sandbox of this snapshot
     #[arg(long)]
     pub tag: Option<Tag>,
+}
+
+/// `forkd network`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  forkd network sb-1a2b
+  forkd network sb-1a2b --deny all --allow pypi.org:443 --allow '*.pythonhosted.org:443'
+  forkd network sb-1a2b --default
+
+A rule names a network, an address, a domain (*.example.com for all below it) or `all`, and may end in a
+port. --allow wins over --deny, and both win over the default, which is the public internet. This machine,
+link-local addresses with the clouds' metadata services among them, and other sandboxes are never reached.
+Without rules, what is in force is shown.")]
+pub struct Network {
+    /// The sandbox
+    pub id: SandboxId,
+    /// What it may reach besides the public internet
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// What it may not reach
+    #[arg(long, value_name = "RULE")]
+    pub deny: Vec<String>,
+    /// Take all rules away
+    #[arg(long, conflicts_with_all = ["allow", "deny"])]
+    pub default: bool,
+    /// Print what is in force as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `forkd pause` and `forkd resume`

@@ -5,7 +5,8 @@ use forkd_wire::api::exec::{Eval, EvalResult, Exec, ExecResult};
 use forkd_wire::api::files::{FileInfo, MakeDirectory};
 use forkd_wire::api::node::Version;
 use forkd_wire::api::sandbox::{
-    BranchSandbox, CreateSandboxes, ForkResult, MemoryUse, PartialSandboxes, Pong, SandboxInfo,
+    BranchSandbox, CreateSandboxes, ForkResult, MemoryUse, NetworkPolicy, PartialSandboxes, Pong,
+    SandboxInfo,
 };
 use forkd_wire::api::snapshot::{
     CreateSnapshot, SnapshotInfo, SnapshotInfoDetail, SnapshotStep, SnapshotStepEvent,
@@ -108,6 +109,11 @@ impl Client {
         self.json(Method::GET, &path).await
     }
 
+    /// One sandbox.
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<SandboxInfo, Failure> {
+        self.json(Method::GET, &format!("/v1/sandboxes/{id}")).await
+    }
+
     /// Kills a sandbox; answers when nothing of it is left.
     pub async fn kill(&self, id: &SandboxId) -> Result<(), Failure> {
         self.done(Method::DELETE, &format!("/v1/sandboxes/{id}"))
@@ -123,6 +129,16 @@ impl Client {
     /// Lets a paused sandbox go on.
     pub async fn resume(&self, id: &SandboxId) -> Result<(), Failure> {
         self.done(Method::POST, &format!("/v1/sandboxes/{id}/resume"))
+            .await
+    }
+
+    /// Changes what a sandbox may reach.
+    pub async fn set_network(
+        &self,
+        id: &SandboxId,
+        policy: &NetworkPolicy,
+    ) -> Result<SandboxInfo, Failure> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/network"), policy)
             .await
     }
 

@@ -29,7 +29,7 @@ use report::Report;
 
 /// `forkd bench`
 pub(super) async fn run(context: &Context, args: &Bench) -> Result<(), Failure> {
-    let session = Session::any(&context.common, args.engine.engine).await?;
+    let session = Session::any(&context.common, &args.engine).await?;
     let bencher = Bencher::new(session.client.clone(), args, Steps::new(false));
     let outcome = measured(context, &bencher).await;
     session.close().await;

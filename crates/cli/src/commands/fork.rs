@@ -1,6 +1,9 @@
 //! `forkd fork`: sandboxes that stay.
 
-use forkd_wire::api::sandbox::{CreateSandboxes, ForkResult, SandboxInfo};
+use forkd_daemon::Net;
+use forkd_wire::api::sandbox::{
+    CreateSandboxes, ForkResult, NetworkMode, NetworkPolicy, SandboxInfo,
+};
 use forkd_wire::id::SandboxId;
 use serde::Serialize;
 
@@ -34,6 +37,8 @@ pub(super) async fn run(context: &Context, args: &Fork) -> Result<(), Failure> {
             .timeout
             .map(|timeout| timeout.as_secs_f64().ceil() as u64),
         memory_limit_mib: args.memory_limit_mib,
+        cpu_limit_milli: args.cpu_limit_milli,
+        network: policy(args),
         ..CreateSandboxes::new(args.tag.clone(), args.n)
     };
     let forked = forked_or_undone(context, client, request).await?;
@@ -73,6 +78,19 @@ pub(super) async fn run(context: &Context, args: &Fork) -> Result<(), Failure> {
                 .with_help("the others run; kill them with `forkd kill`"),
         )
     }
+}
+
+/// What was said of the network; nothing leaves it to the node.
+fn policy(args: &Fork) -> Option<NetworkPolicy> {
+    let said = args.net.is_some() || !args.allow.is_empty() || !args.deny.is_empty();
+    said.then(|| NetworkPolicy {
+        mode: match args.net {
+            Some(Net::None) => NetworkMode::None,
+            Some(Net::Nat) | None => NetworkMode::Nat,
+        },
+        allow: args.allow.clone(),
+        deny: args.deny.clone(),
+    })
 }
 
 /// Waits for the forks. After a signal they are still waited for, because the daemon carries them

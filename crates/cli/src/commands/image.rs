@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use forkd_daemon::EngineName;
+use forkd_daemon::EngineArgs;
 use forkd_image::{BuildRequest, Built, Debian, Image, KernelSource, Source, Step, Store};
 use serde::Serialize;
 
@@ -153,7 +153,7 @@ async fn list(context: &Context, json: bool) -> Result<(), Failure> {
 
 async fn remove(context: &Context, args: &ImageRemove) -> Result<(), Failure> {
     if !args.force {
-        let session = Session::any(&context.common, EngineName::Auto).await?;
+        let session = Session::any(&context.common, &EngineArgs::default()).await?;
         let work = |client: crate::client::Client| async move { client.snapshots().await };
         let snapshots = session::run(session, &context.interrupt, work).await?;
         for name in &args.names {

@@ -51,7 +51,7 @@ pub(super) async fn run(context: &Context, args: &Quickstart) -> Result<u8, Fail
     let built = image::build(context, request, &steps).await?;
     let digest = built.image.digest.to_string();
 
-    let session = Session::any(&context.common, args.engine.engine).await?;
+    let session = Session::any(&context.common, &args.engine).await?;
     let start = Start {
         client: session.client.clone(),
         memo: Memo::at(&context.common.paths().data),

@@ -1,6 +1,6 @@
 //! `snapshot`, `images`, `snapshot-info`, `rmi`.
 
-use forkd_daemon::EngineName;
+use forkd_daemon::EngineArgs;
 use forkd_wire::api::sandbox::{BranchMode, BranchSandbox};
 use forkd_wire::api::snapshot::{
     CreateSnapshot, SnapshotInfo as Info, SnapshotInfoDetail, SnapshotState, SnapshotStep,
@@ -67,7 +67,7 @@ async fn from_image(
         warm_cmd: args.warm_cmd.clone(),
         ..CreateSnapshot::of_image(tag, image)
     };
-    let session = Session::any(&context.common, args.engine.engine).await?;
+    let session = Session::any(&context.common, &args.engine).await?;
     let embedded = session.is_embedded();
     let steps = Steps::new(false);
     let work = |client: Client| {
@@ -142,7 +142,7 @@ fn first_line(text: &str) -> String {
 
 /// `forkd images`
 pub(super) async fn list(context: &Context, args: &Images) -> Result<(), Failure> {
-    let session = Session::any(&context.common, EngineName::Auto).await?;
+    let session = Session::any(&context.common, &EngineArgs::default()).await?;
     let list = session::run(session, &context.interrupt, |client| async move {
         client.snapshots().await
     });
@@ -201,7 +201,7 @@ fn status(state: SnapshotState) -> &'static str {
 
 /// `forkd snapshot-info`
 pub(super) async fn info(context: &Context, args: &SnapshotInfo) -> Result<(), Failure> {
-    let session = Session::any(&context.common, EngineName::Auto).await?;
+    let session = Session::any(&context.common, &EngineArgs::default()).await?;
     let tag = args.tag.clone();
     let work = |client: Client| async move { client.snapshot_info(&tag).await };
     let detail = session::run(session, &context.interrupt, work).await?;
@@ -261,7 +261,7 @@ fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// `forkd rmi`
 pub(super) async fn remove(context: &Context, args: &RemoveSnapshot) -> Result<(), Failure> {
-    let session = Session::any(&context.common, EngineName::Auto).await?;
+    let session = Session::any(&context.common, &EngineArgs::default()).await?;
     let (tags, cascade) = (args.tags.clone(), args.cascade);
     session::run(session, &context.interrupt, |client| async move {
         for tag in &tags {

@@ -76,7 +76,13 @@ impl Node {
 
 async fn serve(paths: &NodePaths) -> SocketAddr {
     let engine = Arc::new(Fake::default());
-    let opened = forkd_daemon::open_node(paths, engine, Lifetime::DieWithParent).await;
+    let opened = forkd_daemon::open_node(
+        paths,
+        engine,
+        Lifetime::DieWithParent,
+        forkd_sandbox::Isolation::OFF,
+    )
+    .await;
     let (node, _) = opened.unwrap();
     let router = forkd_daemon::router(node, Options::embedded(paths.clone()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -94,7 +94,7 @@ impl World {
         let digest = world.digest();
         let seeds = world.images.with_extension("seeds");
         fs::create_dir_all(&seeds).unwrap();
-        let seed = seeds.join(&digest);
+        let seed = seeds.join(format!("{digest}-with-network"));
         let _lock = LockFile::wait(&seeds.join("lock")).unwrap();
         if !seed.is_dir() {
             let warm = "import numpy; inherited = 41";
@@ -151,6 +151,8 @@ impl World {
             .env("FORKD_RUN_DIR", self.run_dir())
             .env("FORKD_IMAGE_ROOT", &self.images)
             .env("FORKD_URL", "none")
+            // What is reached is the business of tests with a network of their own.
+            .env("FORKD_NET", "none")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null());
         command
@@ -163,6 +165,15 @@ impl World {
 
     /// Starts a daemon on a port of its own.
     pub(crate) fn serve(&self) -> Daemon {
+        self.serve_with(&[])
+    }
+
+    /// Starts a daemon whose sandboxes have a network.
+    pub(crate) fn serve_networked(&self) -> Daemon {
+        self.serve_with(&["--net", "nat", "--slots", "2"])
+    }
+
+    fn serve_with(&self, more: &[&str]) -> Daemon {
         let log = self.dir().join("daemon.log");
         let file = fs::File::options()
             .create(true)
@@ -172,6 +183,7 @@ impl World {
         let before = fs::metadata(&log).unwrap().len();
         let process = self
             .forkd(["serve", "--bind", "127.0.0.1:0", "--audit-log", "none"])
+            .args(more)
             .stderr(file)
             .spawn()
             .unwrap();

@@ -59,6 +59,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes_of!(sandboxes::pause))
         .routes(routes_of!(sandboxes::resume))
         .routes(routes_of!(sandboxes::memory))
+        .routes(routes_of!(sandboxes::network))
         .routes(routes_of!(sandboxes::branch))
         .routes(routes_of!(exec::ping))
         .routes(routes_of!(exec::exec))

@@ -5,7 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use forkd_sandbox::view::SandboxStatus;
 use forkd_wire::api::node::{
-    Healthy, Lineage, LineageSandbox, LineageSnapshot, Readiness, ReadinessCheck, Version,
+    Healthy, Lineage, LineageSandbox, LineageSnapshot, NotEnforced, Readiness, ReadinessCheck,
+    Version,
 };
 use http::{StatusCode, header};
 
@@ -45,15 +46,28 @@ pub(crate) async fn readyz(
     let mut checks = vec![check("store", store), check("lifecycle", draining)];
     let ready = checks.iter().all(|check| check.ok);
     // Probes have no token. Whoever has none learns only whether it is ready.
+    let missing = match caller {
+        Some(_) => app.node().missing(),
+        None => vec![],
+    };
     if caller.is_none() {
         checks.clear();
     }
+    let not_enforced = missing.into_iter().map(|missing| NotEnforced {
+        what: missing.what,
+        why: missing.why,
+    });
+    let readiness = Readiness {
+        ready,
+        checks,
+        not_enforced: not_enforced.collect(),
+    };
     let status = if ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(Readiness { ready, checks }))
+    (status, Json(readiness))
 }
 
 /// Counters, gauges and histograms in Prometheus' text format.

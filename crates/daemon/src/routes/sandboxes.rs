@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use forkd_sandbox::spec::{BranchRequest, ForkRequest};
 use forkd_sandbox::view::{ForkOutcome, SandboxStatus, SandboxView};
 use forkd_wire::api::sandbox::{
-    BranchMode, BranchSandbox, CreateSandboxes, ForkResult, ListSandboxes, MemoryUse,
-    PartialSandboxes, SandboxInfo,
+    BranchMode, BranchSandbox, CreateSandboxes, ForkResult, ListSandboxes, MemoryUse, NetworkMode,
+    NetworkPolicy, PartialSandboxes, SandboxInfo,
 };
 use forkd_wire::api::snapshot::SnapshotInfo;
 use forkd_wire::api::{FORKED_MS, NEXT_PAGE, READY_MS, TEMPLATE_MS};
@@ -75,6 +75,8 @@ fn fork_request(body: &CreateSandboxes) -> Result<ForkRequest, ApiError> {
     request.env = body.env.clone();
     request.metadata = body.metadata.clone();
     request.memory_limit_mib = body.memory_limit_mib;
+    request.cpu_limit_milli = body.cpu_limit_milli;
+    request.network = body.network.as_ref().map(convert::policy).transpose()?;
     if let Some(secs) = body.timeout_secs {
         request.timeout = Some(super::seconds("timeout_secs", secs, TIMEOUT_SECS_MAX)?);
     }
@@ -216,6 +218,25 @@ pub(crate) async fn resume(
     app.known(&id)?;
     app.node().resume(&id).await?;
     Ok(Json(convert::sandbox(app.known(&id)?)))
+}
+
+/// Changes what a running sandbox may reach. Connections that are no longer allowed end.
+#[utoipa::path(put, path = "/v1/sandboxes/{id}/network", tag = "sandboxes",
+    params(("id" = SandboxId, Path)), request_body = NetworkPolicy,
+    responses((status = 200, body = SandboxInfo), Failures))]
+pub(crate) async fn network(
+    State(app): State<App>,
+    Path(id): Path<SandboxId>,
+    Json(body): Json<NetworkPolicy>,
+) -> Result<Json<SandboxInfo>, ApiError> {
+    app.known(&id)?;
+    if body.mode == NetworkMode::None {
+        return Err(ApiError::invalid(
+            "the network mode is fixed when a sandbox is made; to let it reach nothing, deny all",
+        ));
+    }
+    let view = app.node().set_network(&id, convert::policy(&body)?).await?;
+    Ok(Json(convert::sandbox(view)))
 }
 
 /// Memory of a sandbox's VM process.

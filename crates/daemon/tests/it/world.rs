@@ -122,7 +122,14 @@ impl World {
         // The old node lets go of its lock when the last of its tasks has ended.
         for attempt in 0.. {
             let engine = self.engine.clone();
-            match forkd_daemon::open_node(&self.paths, engine, Lifetime::Survive).await {
+            match forkd_daemon::open_node(
+                &self.paths,
+                engine,
+                Lifetime::Survive,
+                forkd_sandbox::Isolation::OFF,
+            )
+            .await
+            {
                 Ok((node, _)) => {
                     let options = Options::embedded(self.paths.clone());
                     self.node = Some(node.clone());
@@ -206,7 +213,13 @@ async fn open(
     engine: &Arc<Host>,
     change: impl FnOnce(&mut Options),
 ) -> (Node, Router) {
-    let opened = forkd_daemon::open_node(paths, engine.clone(), Lifetime::Survive).await;
+    let opened = forkd_daemon::open_node(
+        paths,
+        engine.clone(),
+        Lifetime::Survive,
+        forkd_sandbox::Isolation::OFF,
+    )
+    .await;
     let (node, _) = opened.unwrap();
     let mut options = Options::embedded(paths.clone());
     change(&mut options);

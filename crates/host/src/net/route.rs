@@ -93,6 +93,15 @@ impl Route {
             .map_err(failed("switch on", name))
     }
 
+    /// Gives a link a hardware address.
+    pub fn set_mac(&mut self, name: &str, mac: [u8; 6]) -> Result<(), Error> {
+        let mut link = LinkMessage::default();
+        link.header.index = self.index_of(name)?;
+        link.attributes = vec![LinkAttribute::Address(mac.to_vec())];
+        self.change(RouteNetlinkMessage::SetLink(link), 0)
+            .map_err(failed("give a hardware address to", name))
+    }
+
     /// Deletes a link; a pair goes together. Having none of this name is no error.
     pub fn delete_link(&mut self, name: &str) -> Result<(), Error> {
         let mut link = LinkMessage::default();

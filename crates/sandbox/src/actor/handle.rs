@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use forkd_engine::{Branch, BranchSpec, SaveReport, SaveSpec, Vm};
+use forkd_slot::policy::Policy;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +22,7 @@ pub(crate) enum Request {
     Resume(oneshot::Sender<Result<(), Error>>),
     Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
     Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
+    Network(Policy, oneshot::Sender<Result<(), Error>>),
 }
 
 /// A wish for the end.

@@ -194,21 +194,7 @@ impl Client {
                 .map_or(deadline, |limit| limit.min(deadline)),
         );
         within("exec", deadline + END_GRACE, async {
-            let mut exec = self.start(request).await?;
-            let mut output = Output::default();
-            while let Some(event) = exec.next().await? {
-                match event {
-                    Event::Stdout(bytes) => output.truncated |= keep(&mut output.stdout, &bytes),
-                    Event::Stderr(bytes) => output.truncated |= keep(&mut output.stderr, &bytes),
-                    Event::Exit(exit) => {
-                        output.exit_code = exit.code;
-                        output.signal = exit.signal;
-                        output.timed_out = exit.timed_out;
-                        return Ok(output);
-                    }
-                }
-            }
-            Err(Error::protocol("exec", "it ends without the process's end"))
+            self.start(request).await?.collect().await
         })
         .await
     }
@@ -268,6 +254,24 @@ impl Exec {
                 ProcessEvent::Start(_) | ProcessEvent::Keepalive(_) => {}
             }
         }
+    }
+
+    /// Waits for the end and collects what is written until then.
+    pub async fn collect(&mut self) -> Result<Output, Error> {
+        let mut output = Output::default();
+        while let Some(event) = self.next().await? {
+            match event {
+                Event::Stdout(bytes) => output.truncated |= keep(&mut output.stdout, &bytes),
+                Event::Stderr(bytes) => output.truncated |= keep(&mut output.stderr, &bytes),
+                Event::Exit(exit) => {
+                    output.exit_code = exit.code;
+                    output.signal = exit.signal;
+                    output.timed_out = exit.timed_out;
+                    return Ok(output);
+                }
+            }
+        }
+        Err(Error::protocol("exec", "it ends without the process's end"))
     }
 
     /// The events as a stream; it ends after the first error.

@@ -3,23 +3,25 @@
 //! A line of phases with one exit. Whatever happens, the VM is killed and its files are removed; the draft of
 //! the snapshot disappears unless it was published.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forkd_engine::{BootSpec, MachineSpec, SaveMemory, SaveSpec, Vm};
 use forkd_snapshot::{Draft, Image, Lineage, Machine, ManifestDraft, MemoryDraft};
-use forkd_wire::agent::EvalRequest;
+use forkd_wire::agent::{EvalRequest, GuestNetwork, ResumeRequest};
 use forkd_wire::error::ErrorCode;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{Node, blocking, cancelled_error, templates};
-use crate::actor::chain;
+use crate::actor::{chain, wall_clock_ns};
+use crate::place::{Place, Wish};
 use crate::spec::{SnapshotRequest, Warm};
 use crate::view::{SnapshotOutcome, SnapshotStages, SnapshotStep};
-use crate::{Error, admission, console, crash, guest, limits};
+use crate::{Error, admission, console, crash, guest, ids, limits};
 
 type Steps = Option<mpsc::UnboundedSender<SnapshotStep>>;
 
@@ -45,13 +47,22 @@ impl Node {
         crash::point("snapshot: draft begun");
         let id = format!("parent-{}", draft.id());
         let run_dir = self.inner.config.run_dir.join(&id);
-        templates::make_dir(&run_dir).await?;
-        let work = self.boot_and_freeze(&request, &draft, id, run_dir.clone(), &steps);
+        let places = &self.inner.context.places;
+        let place = places.take(&id, self.wish()).await?;
+        let boot = Boot {
+            request: &request,
+            draft: &draft,
+            id,
+            run_dir: run_dir.clone(),
+            place: &place,
+        };
+        let work = self.boot_and_freeze(boot, &steps);
         let frozen = tokio::select! {
             frozen = work => frozen,
             () = cancelled.cancelled() => Err(cancelled_error()),
         };
         self.clear_parent(&run_dir).await;
+        places.give_back(&place).await;
         crash::point("snapshot: parent gone");
         let mut stages = frozen?;
         tell(&steps, SnapshotStep::Publishing);
@@ -83,24 +94,29 @@ impl Node {
         Ok(draft)
     }
 
+    /// What the parent wants of the host.
+    fn wish(&self) -> Wish {
+        Wish {
+            device: self.inner.engine.capabilities().network,
+            ..Wish::default()
+        }
+    }
+
     async fn boot_and_freeze(
         &self,
-        request: &SnapshotRequest,
-        draft: &Draft,
-        id: String,
-        run_dir: PathBuf,
+        boot: Boot<'_>,
         steps: &Steps,
     ) -> Result<SnapshotStages, Error> {
         tell(steps, SnapshotStep::Booting);
+        templates::make_dir(&boot.run_dir).await?;
         let started = Instant::now();
-        let vm = self
-            .inner
-            .engine
-            .boot(boot_spec(request, draft, id, run_dir))
-            .await?;
+        let (request, draft, network) = (boot.request, boot.draft, boot.place.guest_network());
+        let spec = boot.spec(self.inner.engine.capabilities().network)?;
+        let vm = self.inner.engine.boot(spec).await?;
         let parent = Parent {
             client: guest::Client::new(Arc::clone(&vm)),
             vm,
+            network,
         };
         let outcome = self
             .warm_and_save(&parent, request, draft, started, steps)
@@ -120,6 +136,7 @@ impl Node {
         steps: &Steps,
     ) -> Result<SnapshotStages, Error> {
         parent.answers(request.boot_timeout).await?;
+        parent.connect().await?;
         crash::point("snapshot: parent booted");
         let boot = started.elapsed();
         tell(steps, SnapshotStep::Warming);
@@ -174,7 +191,7 @@ impl Node {
                 vcpus: request.vcpus,
                 memory_mib: request.memory_mib,
                 cmdline: String::new(),
-                network: false,
+                network: self.inner.engine.capabilities().network,
             },
             image: Image {
                 name: image.name.clone(),
@@ -200,6 +217,7 @@ impl Node {
 struct Parent {
     vm: Arc<dyn Vm>,
     client: guest::Client,
+    network: Option<GuestNetwork>,
 }
 
 impl Parent {
@@ -219,6 +237,27 @@ impl Parent {
             }),
         };
         answered.map_err(|e| self.with_console(&e))
+    }
+
+    /// Gives the guest its network, so that a warm-up may fetch what it needs. Each fork is given its own later.
+    async fn connect(&self) -> Result<(), Error> {
+        let Some(network) = self.network.clone() else {
+            return Ok(());
+        };
+        let request = ResumeRequest {
+            sandbox_id: "parent".to_owned(),
+            index: 0,
+            entropy: ids::entropy()?,
+            wall_clock_ns: wall_clock_ns(),
+            hostname: "parent".to_owned(),
+            machine_id: ids::machine_id()?,
+            env: BTreeMap::new(),
+            network: Some(network),
+        };
+        let connected = self.client.resume(&request, limits::READY_TIMEOUT).await;
+        connected
+            .map(drop)
+            .map_err(|e| self.with_console(&e.into()))
     }
 
     async fn warm(&self, request: &SnapshotRequest) -> Result<(), Error> {
@@ -303,23 +342,35 @@ fn eval_request(code: &str) -> EvalRequest {
     }
 }
 
-fn boot_spec(request: &SnapshotRequest, draft: &Draft, id: String, run_dir: PathBuf) -> BootSpec {
-    BootSpec {
-        id,
-        run_dir,
-        machine: MachineSpec {
-            vcpus: request.vcpus,
-            memory_mib: request.memory_mib,
-            kernel: request.image.kernel.clone(),
-            initramfs: request.image.initramfs.clone(),
-            rootfs: request.image.rootfs.clone(),
-            cmdline: String::new(),
-            network: false,
-        },
-        memory_file: draft.memory_path().with_extension("booting"),
-        // Nobody else could finish it.
-        lifetime: forkd_engine::Lifetime::DieWithParent,
-        slot: None,
+/// A parent that is about to be booted.
+struct Boot<'a> {
+    request: &'a SnapshotRequest,
+    draft: &'a Draft,
+    id: String,
+    run_dir: PathBuf,
+    place: &'a Place,
+}
+
+impl Boot<'_> {
+    fn spec(self, network: bool) -> Result<BootSpec, Error> {
+        let image = &self.request.image;
+        Ok(BootSpec {
+            id: self.id,
+            run_dir: self.run_dir,
+            machine: MachineSpec {
+                vcpus: self.request.vcpus,
+                memory_mib: self.request.memory_mib,
+                kernel: image.kernel.clone(),
+                initramfs: image.initramfs.clone(),
+                rootfs: image.rootfs.clone(),
+                cmdline: String::new(),
+                network,
+            },
+            memory_file: self.draft.memory_path().with_extension("booting"),
+            // Nobody else could finish it.
+            lifetime: forkd_engine::Lifetime::DieWithParent,
+            slot: Some(self.place.handles()?),
+        })
     }
 }
 

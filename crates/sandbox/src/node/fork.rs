@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forkd_engine::{ForkSpec, Template, Vm};
+use forkd_host::cgroup::Limits;
 use forkd_host::file;
+use forkd_slot::policy::Mode;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -17,6 +19,7 @@ use super::templates::Loaded;
 use super::{Node, blocking, cancelled_error, now_unix};
 use crate::actor::{self, Fork, Handle, chain};
 use crate::machine::State;
+use crate::place::{Place, PlaceRecord, Wish};
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
 use crate::view::{Ending, ForkOutcome, SandboxStatus, SandboxView};
@@ -54,10 +57,23 @@ impl Node {
         if cancelled.is_cancelled() {
             return Err(cancelled_error());
         }
-        let records = new_records(&request, &loaded, self.engine())?;
-        inner.context.records.insert(records.clone()).await?;
+        let mut records = new_records(&request, &loaded, self.engine())?;
+        let names: Vec<String> = records.iter().map(|r| r.id.to_string()).collect();
+        let wish = wish(&request, loaded.manifest.machine.network)?;
+        let places = inner.context.places.take_all(&names, &wish).await?;
+        crash::point("fork: places taken");
+        for (record, place) in records.iter_mut().zip(&places) {
+            record.place = place.record();
+        }
+        if let Err(e) = inner.context.records.insert(records.clone()).await {
+            for place in &places {
+                inner.context.places.give_back(place).await;
+            }
+            return Err(e.into());
+        }
         crash::point("fork: recorded");
-        let children = self.start_actors(records, &request, requested)?;
+        let residents = records.into_iter().zip(places).collect();
+        let children = self.start_actors(residents, &request, requested)?;
         let ids: Vec<Handle> = children.iter().map(|c| c.handle.clone()).collect();
         let _stops = StopOnCancel::watch(&inner.tasks, cancelled.clone(), ids);
         let dirs = self.make_dirs(&children).await;
@@ -74,28 +90,41 @@ impl Node {
 
     fn start_actors(
         &self,
-        records: Vec<SandboxRecord>,
+        residents: Vec<(SandboxRecord, Arc<Place>)>,
         request: &ForkRequest,
         requested: Instant,
     ) -> Result<Vec<Child>, Error> {
-        let resumes: Vec<ResumeRequest> = records
+        let resumes: Vec<ResumeRequest> = residents
             .iter()
-            .map(|record| resume_request(record, request))
+            .map(|(record, place)| resume_request(record, place, request))
             .collect::<Result<_, _>>()?;
-        let children = records.into_iter().zip(resumes).map(|(record, resume)| {
-            let (vm, arrived) = oneshot::channel();
-            let id = record.id.clone();
-            let fork = Fork {
-                vm: arrived,
-                resume: Box::new(resume),
-                requested,
-                ready_timeout: request.ready_timeout,
-            };
-            let (handle, task) = actor::forked(Arc::clone(&self.inner.context), record, fork);
-            self.inner.tasks.spawn(task);
-            self.lock().insert(id.clone(), handle.clone());
-            Child { id, handle, vm }
-        });
+        let children = residents
+            .into_iter()
+            .zip(resumes)
+            .map(|((record, place), resume)| {
+                let (vm, arrived) = oneshot::channel();
+                let id = record.id.clone();
+                let fork = Fork {
+                    vm: arrived,
+                    resume: Box::new(resume),
+                    requested,
+                    ready_timeout: request.ready_timeout,
+                };
+                let (handle, task) = actor::forked(
+                    Arc::clone(&self.inner.context),
+                    record,
+                    Arc::clone(&place),
+                    fork,
+                );
+                self.inner.tasks.spawn(task);
+                self.lock().insert(id.clone(), handle.clone());
+                Child {
+                    id,
+                    handle,
+                    vm,
+                    place,
+                }
+            });
         Ok(children.collect())
     }
 
@@ -120,15 +149,12 @@ impl Node {
         child: Child,
         dirs: &Result<(), String>,
     ) -> Result<SandboxView, Error> {
-        let spec = ForkSpec {
-            id: child.id.to_string(),
-            run_dir: self.inner.config.run_dir.join(child.id.as_str()),
-            lifetime: self.inner.config.lifetime,
-            slot: None,
-        };
         let forked = match (dirs, child.handle.status()) {
             (Err(why), _) => Err(Error::new(ErrorCode::Internal, why.clone())),
-            (Ok(()), SandboxStatus::Starting) => fork_one(loaded.template.as_ref(), spec).await,
+            (Ok(()), SandboxStatus::Starting) => match self.fork_spec(&child) {
+                Ok(spec) => fork_one(loaded.template.as_ref(), spec).await,
+                Err(e) => Err(e),
+            },
             (Ok(()), _) => Err(not_begun(&child.handle)),
         };
         let failure = deliver(child.vm, forked).await;
@@ -144,6 +170,15 @@ impl Node {
                 ))
             }
         }
+    }
+
+    fn fork_spec(&self, child: &Child) -> Result<ForkSpec, Error> {
+        Ok(ForkSpec {
+            id: child.id.to_string(),
+            run_dir: self.inner.config.run_dir.join(child.id.as_str()),
+            lifetime: self.inner.config.lifetime,
+            slot: Some(child.place.handles()?),
+        })
     }
 
     /// All or nothing, unless a part is welcome.
@@ -198,6 +233,7 @@ struct Child {
     id: SandboxId,
     handle: Handle,
     vm: VmSender,
+    place: Arc<Place>,
 }
 
 async fn fork_one(template: &dyn Template, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
@@ -298,12 +334,36 @@ fn new_records(
             metadata: request.metadata.clone(),
             memory_limit_mib: request.memory_limit_mib,
             branches: 0,
+            place: PlaceRecord::default(),
         })
     };
     (0..request.n).map(record).collect()
 }
 
-fn resume_request(record: &SandboxRecord, request: &ForkRequest) -> Result<ResumeRequest, Error> {
+/// What the forks want of the host.
+fn wish(request: &ForkRequest, device: bool) -> Result<Wish, Error> {
+    let wanted = request.network.as_ref();
+    if !device && wanted.is_some_and(|policy| policy.mode() == Mode::Nat) {
+        let text = format!("snapshot {} was made without a network device", request.tag);
+        let error = Error::new(ErrorCode::InvalidArgument, text);
+        return Err(error.with_remedy("make the snapshot again, or ask for the network mode none"));
+    }
+    Ok(Wish {
+        device,
+        policy: request.network.clone(),
+        limits: Limits {
+            memory_bytes: request.memory_limit_mib.map(|mib| mib * 1024 * 1024),
+            cpu_milli: request.cpu_limit_milli,
+            ..Limits::default()
+        },
+    })
+}
+
+fn resume_request(
+    record: &SandboxRecord,
+    place: &Place,
+    request: &ForkRequest,
+) -> Result<ResumeRequest, Error> {
     Ok(ResumeRequest {
         sandbox_id: record.id.to_string(),
         index: record.index,
@@ -313,7 +373,7 @@ fn resume_request(record: &SandboxRecord, request: &ForkRequest) -> Result<Resum
         hostname: record.id.to_string(),
         machine_id: ids::machine_id()?,
         env: request.env.clone(),
-        network: None,
+        network: place.guest_network(),
     })
 }
 

@@ -21,6 +21,7 @@ use super::templates::{Templates, templates_root};
 use super::{Inner, Node, blocking};
 use crate::Error;
 use crate::actor::{self, Context};
+use crate::place::{PlaceRecord, Places};
 use crate::record::{Records, SandboxRecord};
 use crate::spec::NodeConfig;
 use crate::view::{Recovery, SandboxView};
@@ -36,9 +37,11 @@ impl Node {
     ) -> Result<(Node, Recovery), Error> {
         let files = config.clone();
         let (lock, store, records) = blocking(move || open_files(&files)).await??;
+        let places = open_places(&config, &records).await?;
         let context = Arc::new(Context {
             records,
             run_dir: config.run_dir.clone(),
+            places: Arc::new(places),
         });
         let inner = Inner {
             config,
@@ -155,6 +158,22 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Takes hold of host resources. What recorded sandboxes have is left to them; all else of this node is swept.
+async fn open_places(config: &NodeConfig, records: &Records) -> Result<Places, Error> {
+    let in_use = records.all().await?.into_iter().flatten();
+    let in_use: Vec<PlaceRecord> = in_use.map(|record| record.place).collect();
+    let (isolation, owner) = (config.isolation.clone(), config.state.clone());
+    let places = blocking(move || Places::open(&isolation, &owner, &in_use)).await?;
+    for missing in places.missing() {
+        info!(
+            what = missing.what,
+            why = missing.why,
+            "not enforced on this host"
+        );
+    }
+    Ok(places)
 }
 
 fn open_files(config: &NodeConfig) -> Result<(LockFile, Store, Records), Error> {

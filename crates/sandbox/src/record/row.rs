@@ -26,21 +26,34 @@ pub(super) fn create_tables(connection: &Connection) -> Result<(), Error> {
              deadline_unix    INTEGER,
              metadata         TEXT NOT NULL,
              memory_limit_mib INTEGER,
-             branches         INTEGER NOT NULL
+             branches         INTEGER NOT NULL,
+             place            TEXT NOT NULL DEFAULT '{{}}'
          ) STRICT;
          PRAGMA user_version = {SCHEMA_VERSION};
          COMMIT;"
     ))
 }
 
+/// From version 1, whose sandboxes had no place of their own.
+pub(super) fn add_places(connection: &Connection) -> Result<(), Error> {
+    connection.execute_batch(&format!(
+        "BEGIN;
+         ALTER TABLE sandboxes ADD COLUMN place TEXT NOT NULL DEFAULT '{{}}';
+         PRAGMA user_version = {SCHEMA_VERSION};
+         COMMIT;"
+    ))
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|e| Error::ToSqlConversionFailure(Box::new(e)))
+}
+
 pub(super) fn insert(connection: &Connection, record: &SandboxRecord) -> Result<(), Error> {
     let (state, why) = state_columns(&record.state);
-    let metadata = serde_json::to_string(&record.metadata)
-        .map_err(|e| Error::ToSqlConversionFailure(Box::new(e)))?;
     connection
         .prepare_cached(
             "INSERT INTO sandboxes VALUES
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?
         .execute(params![
             record.id.as_str(),
@@ -54,9 +67,10 @@ pub(super) fn insert(connection: &Connection, record: &SandboxRecord) -> Result<
             record.engine,
             record.created_at_unix,
             record.deadline_unix,
-            metadata,
+            json(&record.metadata)?,
             record.memory_limit_mib,
             record.branches,
+            json(&record.place)?,
         ])?;
     Ok(())
 }
@@ -66,7 +80,7 @@ pub(super) fn update(connection: &Connection, record: &SandboxRecord) -> Result<
     connection
         .prepare_cached(
             "UPDATE sandboxes SET state = ?2, why = ?3, pid = ?4, start_ticks = ?5, branches = ?6,
-             deadline_unix = ?7 WHERE id = ?1",
+             deadline_unix = ?7, place = ?8 WHERE id = ?1",
         )?
         .execute(params![
             record.id.as_str(),
@@ -76,6 +90,7 @@ pub(super) fn update(connection: &Connection, record: &SandboxRecord) -> Result<
             record.process.map(|p| p.start_ticks),
             record.branches,
             record.deadline_unix,
+            json(&record.place)?,
         ])?;
     Ok(())
 }
@@ -119,6 +134,7 @@ fn read_fields(row: &Row<'_>, id: &str) -> Result<SandboxRecord, String> {
         metadata: serde_json::from_str::<BTreeMap<_, _>>(&metadata).map_err(|e| e.to_string())?,
         memory_limit_mib: column(row, "memory_limit_mib")?,
         branches: column(row, "branches")?,
+        place: serde_json::from_str(&column::<String>(row, "place")?).map_err(|e| e.to_string())?,
     })
 }
 

@@ -16,6 +16,43 @@ fn record(id: &str) -> SandboxRecord {
         metadata: BTreeMap::from([("a".into(), "b".into())]),
         memory_limit_mib: None,
         branches: 0,
+        place: PlaceRecord {
+            slot: Some(12),
+            cgroup: Some("/sys/fs/cgroup/forkd/a".into()),
+            nat: true,
+            allow: vec!["*.example.com:443".into()],
+            deny: vec!["all".into()],
+        },
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "CREATE TABLE sandboxes (
+             id TEXT PRIMARY KEY, tag TEXT NOT NULL, snapshot_id TEXT NOT NULL, child_index INTEGER NOT NULL,
+             state TEXT NOT NULL, why TEXT, pid INTEGER, start_ticks INTEGER, engine TEXT NOT NULL,
+             created_at_unix INTEGER NOT NULL, deadline_unix INTEGER, metadata TEXT NOT NULL,
+             memory_limit_mib INTEGER, branches INTEGER NOT NULL
+         ) STRICT;
+         INSERT INTO sandboxes VALUES ('a', 't', 'snap', 3, 'starting', NULL, NULL, NULL, 'fake', 1, 4294967295,
+                                       '{\"a\":\"b\"}', NULL, 0);
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let expected = SandboxRecord {
+        place: PlaceRecord::default(),
+        ..record("a")
+    };
+    for _ in 0..2 {
+        let records = Records::open(&path).unwrap();
+        assert_eq!(read(&records).await, std::slice::from_ref(&expected));
+        records.insert(vec![record("b")]).await.unwrap();
+        records.remove(&record("b").id).await.unwrap();
     }
 }
 

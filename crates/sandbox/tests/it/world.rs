@@ -134,6 +134,7 @@ pub(crate) async fn open(
         state: dir.join("state.db"),
         run_dir: dir.join("run"),
         lifetime: Lifetime::Survive,
+        isolation: forkd_sandbox::Isolation::OFF,
     };
     Node::open(node_config, Arc::new(Fake::new(config))).await
 }

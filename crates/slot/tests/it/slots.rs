@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use forkd_host::net::{netns, nft};
+use forkd_slot::policy::{Mode, Policy};
 use forkd_slot::pool::{Counts, Error};
 use forkd_slot::{address, slot};
 
-use crate::world::{Guest, PUBLIC, World};
+use crate::world::{Guest, OTHER, PUBLIC, World};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,7 +58,7 @@ fn a_pool_fills_leases_refills_and_leaves_nothing() {
 fn what_a_crash_left_is_swept_and_what_is_in_use_is_kept() {
     let world = World::new();
     let pool = world.pool(0, 4, &[]);
-    let (used, stray) = (pool.lease(PATIENCE).unwrap(), pool.lease(PATIENCE).unwrap());
+    let (mut used, stray) = (pool.lease(PATIENCE).unwrap(), pool.lease(PATIENCE).unwrap());
     world.listen(&world.world, PUBLIC, 80);
     let guest = Guest::on(&used);
     assert!(guest.reaches(PUBLIC, 80));
@@ -67,6 +68,16 @@ fn what_a_crash_left_is_swept_and_what_is_in_use_is_kept() {
     assert_eq!(world.registry().ours().unwrap(), [used.index()]);
     assert!(netns::Netns::open(stray.netns()).unwrap().is_none());
     assert_eq!(next.counts().leased, 1);
+    drop(used.take_names());
+    let used = slot::Slot::adopt(used.index()).unwrap().unwrap();
+    world.listen(&world.world, OTHER, 80);
+    let denied = Policy::new(Mode::Nat, vec![], vec![OTHER.parse().unwrap()]).unwrap();
+    used.apply(&denied, &[]).unwrap();
+    assert!(
+        !guest.reaches(OTHER, 80),
+        "a policy after a restart is not in force"
+    );
+    assert!(slot::Slot::adopt(stray.index()).unwrap().is_none());
     assert!(
         guest.reaches(PUBLIC, 80),
         "a sandbox lost its network to a restart"

@@ -34,6 +34,19 @@ pub struct Readiness {
     pub ready: bool,
     /// What was checked.
     pub checks: Vec<ReadinessCheck>,
+    /// What this node does not do to keep sandboxes apart. It is ready all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_enforced: Vec<NotEnforced>,
+}
+
+/// Something that a node does not do for its sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NotEnforced {
+    /// What: `network`, `limits`, a controller such as `memory`, or a part of the jail.
+    pub what: String,
+    /// Why, and what would help.
+    pub why: String,
 }
 
 /// One thing that must hold before sandboxes can be made.

@@ -37,6 +37,13 @@ pub struct CreateSandboxes {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 262144))]
     pub memory_limit_mib: Option<u64>,
+    /// Processor time of each VM process, thousandths of one processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 10, maximum = 32000))]
+    pub cpu_limit_milli: Option<u64>,
+    /// What the guests may reach. Without it they reach the public internet, or nothing on a node without network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
     /// Longest time until every guest has answered, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 3600))]
@@ -66,6 +73,8 @@ impl CreateSandboxes {
             metadata: BTreeMap::new(),
             timeout_secs: None,
             memory_limit_mib: None,
+            cpu_limit_milli: None,
+            network: None,
             ready_timeout_secs: None,
             per_child_netns: false,
             prewarm: false,
@@ -77,6 +86,35 @@ impl CreateSandboxes {
 
 fn default_n() -> u32 {
     1
+}
+
+/// Whether a guest has a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum NetworkMode {
+    /// It reaches nothing.
+    None,
+    /// It reaches what its rules and the default allow.
+    #[default]
+    Nat,
+}
+
+/// What a guest may reach. A rule names a network, an address, a domain (`*.example.com` for all below it) or `all`,
+/// and may end in a port: `10.1.0.0/16`, `192.0.2.7:443`, `example.com`, `all:25`. `allow` wins over `deny`, and both
+/// over the default: the public internet. The node, link-local addresses and other sandboxes are never reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NetworkPolicy {
+    /// Whether there is a network at all. Fixed when the sandbox is made.
+    #[serde(default)]
+    pub mode: NetworkMode,
+    /// What may be reached besides the default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// What may not be reached of the default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
 }
 
 /// The state of a sandbox.
@@ -111,6 +149,8 @@ pub enum SandboxEnding {
     Closed,
     /// Its VM ended, or its guest never answered.
     Exited,
+    /// Its VM used more memory than `memory_limit_mib`.
+    Oom,
 }
 
 /// A sandbox.
@@ -151,6 +191,12 @@ pub struct SandboxInfo {
     /// What ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<SandboxEnding>,
+    /// What it may reach.
+    #[serde(default)]
+    pub network: NetworkPolicy,
+    /// The address on the node that its connections come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_address: Option<String>,
     /// Fields of this answer that are recorded, but not enforced on this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_enforced: Vec<String>,

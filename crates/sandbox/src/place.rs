@@ -1,0 +1,623 @@
+//! Where sandboxes live on their host: a slot of the network, a user and a control group each.
+//!
+//! What a host cannot give is not a failure: a sandbox without network is safe, and one without a control group is
+//! bounded by its memory's size. But it is said, in [`Places::missing`], and a node may be told to refuse instead.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use forkd_engine::SlotHandles;
+use forkd_host::cgroup::{self, Leaf, Limits};
+use forkd_slot::dns::{self, Names};
+use forkd_slot::policy::{Mode, Policy};
+use forkd_slot::pool::{Config as PoolConfig, Pool};
+use forkd_slot::registry::{self, Registry};
+use forkd_slot::slot::Slot;
+use forkd_slot::{address, host};
+use forkd_wire::agent::GuestNetwork;
+use forkd_wire::error::ErrorCode;
+use ipnet::Ipv4Net;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::warn;
+
+use crate::Error;
+use crate::actor::chain;
+use crate::node::blocking;
+
+/// How long a fork waits for a slot when none is ready.
+const SLOT_PATIENCE: Duration = Duration::from_secs(20);
+/// The first user of sandboxes. From here to 0x7fff_fffe nobody else assigns users:
+/// <https://systemd.io/UIDS-GIDS/>.
+const FIRST_USER: u32 = 0x7000_0000;
+/// Processes and threads of one VM. A VM has a thread for each vCPU and a few for devices.
+const VM_PIDS: u64 = 512;
+/// Where the servers that names are asked of are written down.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// How sandboxes are kept apart.
+#[derive(Debug, Clone)]
+pub struct Isolation {
+    /// Whether sandboxes have a network at all.
+    pub network: bool,
+    /// Whether sandboxes have control groups.
+    pub limits: bool,
+    /// Slots that wait for forks.
+    pub slots_ready: u32,
+    /// Slots there may be.
+    pub slots_max: u32,
+    /// Networks refused by default besides private ones: a cluster's.
+    pub refused: Vec<Ipv4Net>,
+    /// The control group that sandboxes' groups are made in; by default `forkd` at the root of version 2.
+    pub cgroup_root: Option<PathBuf>,
+    /// Refuse to run sandboxes where something is missing.
+    pub required: bool,
+}
+
+impl Isolation {
+    /// Nothing but what the engine does by itself. For tests and hosts that have nothing to give.
+    pub const OFF: Isolation = Isolation {
+        network: false,
+        limits: false,
+        slots_ready: 0,
+        slots_max: 0,
+        refused: vec![],
+        cgroup_root: None,
+        required: false,
+    };
+}
+
+impl Default for Isolation {
+    /// Everything, with nothing prepared before it is asked for.
+    fn default() -> Self {
+        Self {
+            network: true,
+            limits: true,
+            slots_max: address::MAX_SLOTS,
+            ..Self::OFF
+        }
+    }
+}
+
+/// Something that this host does not do for sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What: `network`, `limits`, or a controller such as `memory`.
+    pub what: String,
+    /// Why, and what would help.
+    pub why: String,
+}
+
+/// What a sandbox wants of its place.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wish {
+    /// Whether its guest has a network device.
+    pub(crate) device: bool,
+    /// What it wants to reach, if somebody said so.
+    pub(crate) policy: Option<Policy>,
+    /// What it may use.
+    pub(crate) limits: Limits,
+}
+
+/// What all sandboxes of a node share.
+#[derive(Debug)]
+pub(crate) struct Places {
+    networks: Option<Networks>,
+    groups: Option<cgroup::Root>,
+    missing: Vec<Missing>,
+    required: bool,
+}
+
+#[derive(Debug)]
+struct Networks {
+    pool: Pool,
+    upstream: Vec<SocketAddr>,
+    refused: Vec<Ipv4Net>,
+    /// Whether the host's own rules are in force yet.
+    prepared: Mutex<bool>,
+}
+
+/// The place of one sandbox.
+#[derive(Debug)]
+pub(crate) struct Place {
+    slot: Option<Arc<Slot>>,
+    policy: Mutex<Policy>,
+    names: Option<(Names, AbortHandle)>,
+    leaf: Option<Leaf>,
+    limits_memory: bool,
+}
+
+/// What is kept of a place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct PlaceRecord {
+    /// The slot's number.
+    pub slot: Option<u32>,
+    /// The control group's path.
+    pub cgroup: Option<PathBuf>,
+    /// Whether there is a network.
+    pub nat: bool,
+    /// Rules, as they were given.
+    pub allow: Vec<String>,
+    /// Rules, as they were given.
+    pub deny: Vec<String>,
+}
+
+impl Places {
+    /// Sweeps what earlier runs of the node left, but for what these records name. Blocks.
+    pub(crate) fn open(config: &Isolation, owner: &Path, in_use: &[PlaceRecord]) -> Self {
+        let mut missing = vec![];
+        let mut lacks = |what: &str, why: String| {
+            missing.push(Missing {
+                what: what.to_owned(),
+                why,
+            });
+        };
+        let networks = match Networks::open(config, owner, in_use) {
+            Ok(networks) => networks,
+            Err(why) => {
+                lacks("network", why);
+                None
+            }
+        };
+        let groups = match open_groups(config, owner, in_use) {
+            Ok(None) => None,
+            Ok(Some(root)) => {
+                let without = |c: &&str| !root.controllers().iter().any(|known| known == c);
+                for controller in ["memory", "cpu", "pids"].iter().filter(|c| without(c)) {
+                    let why = format!("{} has no {controller} controller", root.path().display());
+                    lacks(controller, why);
+                }
+                Some(root)
+            }
+            Err(why) => {
+                lacks("limits", why);
+                None
+            }
+        };
+        Self {
+            networks,
+            groups,
+            missing,
+            required: config.required,
+        }
+    }
+
+    /// What this host does not do.
+    pub(crate) fn missing(&self) -> &[Missing] {
+        &self.missing
+    }
+
+    /// A place for a sandbox of this name. A wish without a policy gets the default, or no network where there can be
+    /// none.
+    pub(crate) async fn take(self: &Arc<Self>, name: &str, wish: Wish) -> Result<Place, Error> {
+        self.refuse_what_is_missing(wish.policy.as_ref())?;
+        let (places, name) = (Arc::clone(self), name.to_owned());
+        let place = blocking(move || places.take_now(&name, wish)).await??;
+        Ok(self.answer_names(place))
+    }
+
+    /// As many places as names, or none.
+    pub(crate) async fn take_all(
+        self: &Arc<Self>,
+        names: &[String],
+        wish: &Wish,
+    ) -> Result<Vec<Arc<Place>>, Error> {
+        let taken = names.iter().map(|name| self.take(name, wish.clone()));
+        let taken = futures_util::future::join_all(taken).await;
+        let (places, failed): (Vec<_>, Vec<_>) = taken.into_iter().partition(Result::is_ok);
+        let places: Vec<Arc<Place>> = places.into_iter().flatten().map(Arc::new).collect();
+        let Some(Err(e)) = failed.into_iter().next() else {
+            return Ok(places);
+        };
+        for place in places {
+            self.give_back(&place).await;
+        }
+        Err(e)
+    }
+
+    /// The place of a sandbox that an earlier daemon gave it.
+    pub(crate) async fn adopt(self: &Arc<Self>, record: &PlaceRecord) -> Place {
+        let (places, record) = (Arc::clone(self), record.clone());
+        let adopted = blocking(move || places.adopt_now(&record)).await;
+        match adopted {
+            Ok(place) => self.answer_names(place),
+            Err(e) => {
+                warn!(error = e.chain(), "the place of a sandbox is lost");
+                Place::new(None, None, Policy::NONE)
+            }
+        }
+    }
+
+    /// Changes what a sandbox may reach, while it runs.
+    pub(crate) async fn set_policy(&self, place: &Place, policy: Policy) -> Result<(), Error> {
+        let (Some(networks), Some(slot), Mode::Nat) =
+            (&self.networks, &place.slot, place.policy().mode())
+        else {
+            return Err(no_network("it was started without one"));
+        };
+        if let Some((names, _)) = &place.names {
+            names.set_policy(policy.clone());
+        }
+        let (slot, refused, new) = (Arc::clone(slot), networks.refused.clone(), policy.clone());
+        blocking(move || slot.apply(&new, &refused))
+            .await?
+            .map_err(slot_error)?;
+        *place.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        Ok(())
+    }
+
+    /// Takes a place back. The VM must be gone.
+    pub(crate) async fn give_back(&self, place: &Place) {
+        if let Some((_, task)) = &place.names {
+            task.abort();
+        }
+        if let (Some(networks), Some(slot)) = (&self.networks, &place.slot) {
+            networks.pool.release(slot.index());
+        }
+        let Some(leaf) = place.leaf.clone() else {
+            return;
+        };
+        if let Ok(Err(e)) = blocking(move || leaf.remove()).await {
+            warn!(error = chain(&e), "a control group may have leaked");
+        }
+    }
+
+    /// Ends what works ahead, and removes what nobody uses. Slots in use stay, for the next daemon. Blocks.
+    pub(crate) fn close(&self) {
+        if let Some(networks) = &self.networks {
+            networks.pool.close();
+        }
+        // Only an empty group goes.
+        if let Some(groups) = &self.groups {
+            groups.remove_if_empty();
+        }
+    }
+
+    fn refuse_what_is_missing(&self, policy: Option<&Policy>) -> Result<(), Error> {
+        let lacks = |what: &str| self.missing.iter().find(|m| m.what == what);
+        if let Some(missing) = self.missing.first().filter(|_| self.required) {
+            let text = format!(
+                "this node must isolate sandboxes, but {}: {}",
+                missing.what, missing.why
+            );
+            return Err(Error::new(ErrorCode::Unsupported, text).with_remedy(
+                "see `forkd doctor`, or start the daemon without --require-isolation",
+            ));
+        }
+        let wanted = policy.is_some_and(|policy| policy.mode() == Mode::Nat);
+        if wanted && self.networks.is_none() {
+            let why =
+                lacks("network").map_or("this node was told to have none (--net none)", |m| &m.why);
+            return Err(no_network(why));
+        }
+        Ok(())
+    }
+
+    fn take_now(&self, name: &str, wish: Wish) -> Result<Place, Error> {
+        let policy = match (wish.policy, &self.networks) {
+            (Some(policy), _) => policy,
+            (None, Some(_)) if wish.device => Policy::default(),
+            (None, _) => Policy::NONE,
+        };
+        let slot = match &self.networks {
+            Some(networks) => Some(networks.take(&policy)?),
+            None => None,
+        };
+        match self.leaf(name, wish.limits) {
+            Ok(leaf) => Ok(Place {
+                limits_memory: leaf.is_some() && self.has("memory"),
+                ..Place::new(slot, leaf, policy)
+            }),
+            Err(e) => {
+                if let (Some(networks), Some(slot)) = (&self.networks, slot) {
+                    networks.pool.release(slot.index());
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn leaf(&self, name: &str, mut limits: Limits) -> Result<Option<Leaf>, Error> {
+        let Some(root) = &self.groups else {
+            return Ok(None);
+        };
+        // What nobody enforces is told in `missing`; to fail for it would be of no use to anybody.
+        limits.pids = limits.pids.or(Some(VM_PIDS)).filter(|_| self.has("pids"));
+        limits.memory_bytes = limits.memory_bytes.filter(|_| self.has("memory"));
+        limits.cpu_milli = limits.cpu_milli.filter(|_| self.has("cpu"));
+        limits.io = limits.io.filter(|_| self.has("io"));
+        let made = root.leaf(name, &limits).map_err(|e| {
+            Error::new(
+                ErrorCode::Internal,
+                format!("sandbox {name} cannot be limited"),
+            )
+            .with_source(e)
+        })?;
+        Ok(Some(made))
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        let of = |root: &cgroup::Root| root.controllers().iter().any(|known| known == controller);
+        self.groups.as_ref().is_some_and(of)
+    }
+
+    fn adopt_now(&self, record: &PlaceRecord) -> Place {
+        let policy = record.policy();
+        let slot = match (&self.networks, record.slot) {
+            (Some(networks), Some(index)) => networks.adopt(index, &policy),
+            _ => None,
+        };
+        let leaf = record.cgroup.clone().and_then(Leaf::at);
+        Place {
+            limits_memory: leaf.is_some() && self.has("memory"),
+            ..Place::new(slot, leaf, policy)
+        }
+    }
+
+    /// Begins to answer the guest's questions for names.
+    fn answer_names(&self, mut place: Place) -> Place {
+        let networked = place.policy().mode() == Mode::Nat;
+        let (Some(networks), Some(slot), true) = (&self.networks, &mut place.slot, networked)
+        else {
+            return place;
+        };
+        let Some(sockets) = Arc::get_mut(slot).and_then(Slot::take_names) else {
+            return place;
+        };
+        let ruled = Arc::clone(slot);
+        let enforce: dns::Enforce = Arc::new(move |rules| ruled.rule(rules).map_err(|e| chain(&e)));
+        let policy = place
+            .policy
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let names = Names::new(policy, &networks.refused, &networks.upstream, enforce);
+        let task: JoinHandle<()> = tokio::spawn({
+            let (names, index) = (names.clone(), slot.index());
+            async move {
+                if let Err(e) = names.serve(sockets).await {
+                    warn!(slot = index, error = %e, "names are no longer answered");
+                }
+            }
+        });
+        place.names = Some((names, task.abort_handle()));
+        place
+    }
+}
+
+impl Networks {
+    fn open(
+        config: &Isolation,
+        owner: &Path,
+        in_use: &[PlaceRecord],
+    ) -> Result<Option<Self>, String> {
+        if !config.network {
+            return Ok(None);
+        }
+        let registry = Registry::open(Path::new(registry::DIRECTORY), &owner.display().to_string())
+            .map_err(|e| chain(&e))?;
+        let prepared = config.slots_ready > 0;
+        if prepared {
+            host::prepare().map_err(|e| chain(&e))?;
+        }
+        let pool = PoolConfig {
+            registry,
+            ready: config.slots_ready,
+            max: config.slots_max,
+            refused: config.refused.clone(),
+        };
+        let in_use: Vec<u32> = in_use.iter().filter_map(|record| record.slot).collect();
+        let pool = Pool::open(pool, &in_use).map_err(|e| chain(&e))?;
+        let upstream = dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        Ok(Some(Self {
+            pool,
+            upstream,
+            refused: config.refused.clone(),
+            prepared: Mutex::new(prepared),
+        }))
+    }
+
+    fn take(&self, policy: &Policy) -> Result<Slot, Error> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*prepared {
+            host::prepare().map_err(|e| no_network(&chain(&e)))?;
+            *prepared = true;
+        }
+        drop(prepared);
+        let slot = self.pool.lease(SLOT_PATIENCE).map_err(|e| {
+            let code = match e {
+                forkd_slot::pool::Error::Exhausted { .. } => ErrorCode::InsufficientResources,
+                forkd_slot::pool::Error::Closed => ErrorCode::ShuttingDown,
+                forkd_slot::pool::Error::Failed(_) => ErrorCode::Internal,
+            };
+            Error::new(code, e.to_string())
+        })?;
+        // Without network the guest's device leads nowhere, so there is nothing to rule.
+        if policy.mode() == Mode::Nat
+            && *policy != Policy::default()
+            && let Err(e) = slot.apply(policy, &self.refused)
+        {
+            self.pool.release(slot.index());
+            return Err(slot_error(e));
+        }
+        Ok(slot)
+    }
+
+    fn adopt(&self, index: u32, policy: &Policy) -> Option<Slot> {
+        let adopted = Slot::adopt(index).and_then(|slot| match slot {
+            Some(slot) => slot.apply(policy, &self.refused).map(|()| Some(slot)),
+            None => Ok(None),
+        });
+        adopted.unwrap_or_else(|e| {
+            warn!(
+                slot = index,
+                error = chain(&e),
+                "a sandbox's network cannot be taken over"
+            );
+            None
+        })
+    }
+}
+
+impl Place {
+    fn new(slot: Option<Slot>, leaf: Option<Leaf>, policy: Policy) -> Self {
+        Self {
+            slot: slot.map(Arc::new),
+            policy: Mutex::new(policy),
+            names: None,
+            leaf,
+            limits_memory: false,
+        }
+    }
+
+    /// What the VM may use of it.
+    pub(crate) fn handles(&self) -> Result<SlotHandles, Error> {
+        let failed = |what: &str, e: std::io::Error| {
+            Error::new(ErrorCode::Internal, format!("cannot hand {what} to a VM")).with_source(e)
+        };
+        let tap = self
+            .network()
+            .map(|slot| slot.tap())
+            .transpose()
+            .map_err(|e| failed("a network device", e))?;
+        let cgroup = self.leaf.as_ref().map(Leaf::open).transpose();
+        let cgroup = cgroup.map_err(|e| {
+            Error::new(ErrorCode::Internal, "cannot hand a control group to a VM").with_source(e)
+        })?;
+        Ok(SlotHandles {
+            cgroup,
+            tap,
+            netns: None,
+            uid: self.slot.as_ref().map(|slot| FIRST_USER + slot.index()),
+        })
+    }
+
+    /// What the guest is told of its network.
+    pub(crate) fn guest_network(&self) -> Option<GuestNetwork> {
+        self.network().map(|_| GuestNetwork {
+            address: format!("{}/{}", address::GUEST, address::GUEST_PREFIX),
+            gateway: address::GATEWAY.to_string(),
+            dns: vec![address::GATEWAY.to_string()],
+            mac: None,
+        })
+    }
+
+    /// The name of its network namespace.
+    pub(crate) fn netns(&self) -> Option<String> {
+        self.network().map(|slot| slot.netns().to_owned())
+    }
+
+    /// The address its connections come from, on the host.
+    pub(crate) fn outer(&self) -> Option<Ipv4Addr> {
+        self.network().map(|slot| address::outer(slot.index()))
+    }
+
+    /// The slot, if the guest may use its network.
+    fn network(&self) -> Option<&Slot> {
+        let networked = self.policy().mode() == Mode::Nat;
+        self.slot.as_deref().filter(|_| networked)
+    }
+
+    /// Whether a limit on its memory is enforced.
+    pub(crate) fn limits_memory(&self) -> bool {
+        self.limits_memory
+    }
+
+    /// What its guest may reach.
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether its memory ran out.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.leaf
+            .as_ref()
+            .is_some_and(|leaf| leaf.usage().oom_kills > 0)
+    }
+
+    /// What is to be kept of it.
+    pub(crate) fn record(&self) -> PlaceRecord {
+        let policy = self.policy();
+        let texts =
+            |rules: &[forkd_slot::policy::Rule]| rules.iter().map(ToString::to_string).collect();
+        PlaceRecord {
+            slot: self.slot.as_ref().map(|slot| slot.index()),
+            cgroup: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
+            nat: policy.mode() == Mode::Nat,
+            allow: texts(policy.allow()),
+            deny: texts(policy.deny()),
+        }
+    }
+}
+
+impl PlaceRecord {
+    /// The policy. What cannot be read any more is no reason to open everything: then there is no network.
+    fn policy(&self) -> Policy {
+        let rules = |texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<Vec<_>, _>>()
+        };
+        if !self.nat {
+            return Policy::NONE;
+        }
+        let read =
+            rules(&self.allow).and_then(|allow| Policy::new(Mode::Nat, allow, rules(&self.deny)?));
+        read.unwrap_or(Policy::NONE)
+    }
+}
+
+/// The group of this node's sandboxes, swept of what no record names. Several nodes may share the group above.
+fn open_groups(
+    config: &Isolation,
+    owner: &Path,
+    in_use: &[PlaceRecord],
+) -> Result<Option<cgroup::Root>, String> {
+    if !config.limits {
+        return Ok(None);
+    }
+    let root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => {
+            let mount =
+                cgroup::mount_point().ok_or_else(|| cgroup::Error::NotMounted.to_string())?;
+            mount.join("forkd")
+        }
+    };
+    let shared = cgroup::Root::open(&root).map_err(|e| chain(&e))?;
+    // A node is where its state is: that directory is the same after a restart, and no other node has it.
+    let home = owner.parent().and_then(|dir| std::fs::metadata(dir).ok());
+    let home = home.ok_or("the directory of the state file cannot be looked at")?;
+    let name = format!("node-{:x}-{:x}", home.dev(), home.ino());
+    let ours = cgroup::Root::open(&shared.path().join(name)).map_err(|e| chain(&e))?;
+    for leaf in ours.leaves("").map_err(|e| chain(&e))? {
+        if !in_use
+            .iter()
+            .any(|record| record.cgroup.as_deref() == Some(leaf.path()))
+        {
+            leaf.remove().map_err(|e| chain(&e))?;
+        }
+    }
+    Ok(Some(ours))
+}
+
+fn slot_error(error: forkd_slot::slot::Error) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        "the network rules of a sandbox are not in force",
+    )
+    .with_source(error)
+}
+
+fn no_network(why: &str) -> Error {
+    let text = format!("there is no network for this sandbox: {why}");
+    Error::new(ErrorCode::Unsupported, text)
+        .with_remedy("see `forkd doctor`, or ask for the network mode none")
+}
