@@ -21,6 +21,8 @@ pub(crate) struct Daemon {
     pub(crate) addr: SocketAddr,
     /// Where it keeps things.
     pub(crate) dir: TempDir,
+    /// Sockets and consoles of running VMs; in memory, as /run is.
+    pub(crate) run: TempDir,
 }
 
 impl Drop for Daemon {
@@ -34,6 +36,7 @@ impl Daemon {
     /// Starts it with this engine and waits until it serves.
     pub(crate) fn start(engine: &str) -> io::Result<Daemon> {
         let dir = TempDir::new()?;
+        let run = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new())?;
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let path = |name: &str| dir.path().join(name);
         let child = Command::new(PROGRAM)
@@ -42,14 +45,19 @@ impl Daemon {
             .arg("--data-dir")
             .arg(path("data"))
             .arg("--run-dir")
-            .arg(path("run"))
+            .arg(run.path())
             .arg("--audit-log")
             .arg(path("audit.log"))
             .env_remove("FORKD_TOKEN_FILE")
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(path("log"))?)
             .spawn()?;
-        let daemon = Daemon { child, addr, dir };
+        let daemon = Daemon {
+            child,
+            addr,
+            dir,
+            run,
+        };
         let begun = Instant::now();
         loop {
             match daemon

@@ -50,7 +50,7 @@ pub(crate) fn fork_cost(daemon: &Daemon, n: u32, rounds: usize) -> io::Result<Co
 async fn engine_alone(daemon: &Daemon, n: u32, rounds: usize) -> io::Result<Vec<f64>> {
     let snapshot = daemon.dir.path().join("data/snapshots/base");
     let file = |name: &str| daemon.dir.path().join(name);
-    let run = file("bench-run");
+    let run = daemon.run.path().join("engine-alone");
     let spec = TemplateSpec {
         id: "bench".to_owned(),
         run_dir: run.clone(),

@@ -12,6 +12,7 @@ mod conformance;
 mod daemon;
 mod engine;
 mod errors;
+mod figures;
 mod guests;
 mod killed;
 mod observed;
