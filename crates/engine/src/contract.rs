@@ -41,7 +41,7 @@ pub struct World {
 /// A snapshot that scenarios fork from.
 #[derive(Debug)]
 pub struct Frozen {
-    files: SnapshotFiles,
+    pub(crate) files: SnapshotFiles,
 }
 
 /// What the snapshot's guest held when it was frozen.
@@ -73,7 +73,7 @@ impl World {
         (id, dir)
     }
 
-    fn fork_spec(&self) -> ForkSpec {
+    pub(crate) fn fork_spec(&self) -> ForkSpec {
         let (id, run_dir) = self.place("fork");
         ForkSpec {
             id,
@@ -111,7 +111,7 @@ impl World {
         (spec, files)
     }
 
-    async fn template(&self, files: SnapshotFiles) -> Result<Arc<dyn Template>, Error> {
+    pub(crate) async fn template(&self, files: SnapshotFiles) -> Result<Arc<dyn Template>, Error> {
         let (id, run_dir) = self.place("template");
         let spec = TemplateSpec {
             id,
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// Waits until the guest answers, and opens a connection to it.
-    async fn agent(&self, vm: &Arc<dyn Vm>) -> Agent {
+    pub(crate) async fn agent(&self, vm: &Arc<dyn Vm>) -> Agent {
         agent::reach(vm, self.patience).await
     }
 

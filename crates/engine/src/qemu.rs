@@ -11,6 +11,7 @@
 //! format, which a new process reads as an incoming migration. RAM never goes through QEMU.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,12 +19,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use forkd_host::process::{self as host, Process};
 use forkd_host::tsc;
+use rustix::process::{Gid, Uid};
 use tokio::sync::{OnceCell, Semaphore};
 
 mod arguments;
 mod client;
 mod console;
 mod facts;
+mod jail;
+mod launch;
 mod memory;
 mod names;
 mod network;
@@ -36,10 +40,12 @@ mod tests;
 mod vm;
 
 use facts::Version;
+use jail::{Jail, Walls};
+use launch::{First, Plan};
 use names::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD};
 use network::Nowhere;
 use persist::{Record, Shape};
-use process::{First, Monitor, Plan};
+use process::Monitor;
 use template::QemuTemplate;
 use vm::{QemuVm, Ram};
 
@@ -47,7 +53,8 @@ use crate::error::chain;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{
-    BootSpec, Capabilities, Engine, Error, ProcessIdentity, Template, TemplateSpec, Vm, blocking,
+    BootSpec, Capabilities, Enforcement, Engine, Error, ProcessIdentity, SlotHandles, Template,
+    TemplateSpec, Vm, blocking,
 };
 
 /// The engine's name.
@@ -90,11 +97,16 @@ impl Accel {
 struct Setup {
     program: PathBuf,
     accel: Accel,
-    /// Whether VMs are confined.
-    #[expect(dead_code, reason = "confinement comes with the next change")]
-    jail: bool,
+    /// What confines VMs.
+    jail: Jail,
     /// Where VMs without a tap have one that leads nowhere.
     nowhere: Nowhere,
+}
+
+impl Setup {
+    async fn walls(&self) -> &Walls {
+        self.jail.walls(&self.program, self.accel).await
+    }
 }
 
 /// The engine.
@@ -114,7 +126,7 @@ impl Qemu {
             setup: Arc::new(Setup {
                 program: program.into(),
                 accel,
-                jail: true,
+                jail: Jail::new(true),
                 nowhere: Nowhere::default(),
             }),
             gate: Arc::new(Semaphore::new(cpus * FORKS_PER_CPU)),
@@ -128,7 +140,7 @@ impl Qemu {
         let setup = Setup {
             program: self.setup.program.clone(),
             accel: self.setup.accel,
-            jail,
+            jail: Jail::new(jail),
             nowhere: Nowhere::default(),
         };
         Qemu {
@@ -186,22 +198,32 @@ impl Engine for Qemu {
         }
     }
 
+    async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {
+        self.setup.walls().await.enforcement()
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
         self.version().await?;
+        let walls = self.setup.walls().await.clone();
+        let slot = spec.slot.unwrap_or(SlotHandles::NONE);
+        let user = walls.user(&spec.id, slot.uid);
+        let (ram, shape) = (spec.memory_file.clone(), Shape::of(&spec.machine));
+        let (path, size) = (ram.clone(), shape.memory_bytes());
+        let owner = user.as_ref().map(|user| user.id);
+        let file = blocking::run(move || make_ram(&path, size, owner)).await?;
         let plan = Plan {
+            setup: Arc::clone(&self.setup),
+            walls,
+            user,
             id: spec.id,
             run_dir: spec.run_dir,
-            ram: spec.memory_file,
+            ram: file,
             first: First::Boot(self.tsc_khz().await),
             machine: spec.machine,
             lifetime: spec.lifetime,
-            slot: spec.slot,
-            setup: Arc::clone(&self.setup),
+            slot,
         };
-        let (ram, shape) = (plan.ram.clone(), Shape::of(&plan.machine));
-        let (path, size) = (ram.clone(), shape.memory_bytes());
-        blocking::run(move || make_ram(&path, size)).await?;
-        let booted = boot(plan, shape).await;
+        let booted = boot(plan, &ram, shape).await;
         if booted.is_err() {
             let _ = blocking::run(move || std::fs::remove_file(ram)).await;
         }
@@ -211,7 +233,8 @@ impl Engine for Qemu {
     async fn template(&self, spec: TemplateSpec) -> Result<Arc<dyn Template>, Error> {
         self.version().await?;
         let (setup, gate) = (Arc::clone(&self.setup), Arc::clone(&self.gate));
-        let opened = blocking::run(move || QemuTemplate::open(spec, setup, gate)).await?;
+        let walls = self.setup.walls().await.clone();
+        let opened = blocking::run(move || QemuTemplate::open(spec, setup, walls, gate)).await?;
         Ok(Arc::new(opened))
     }
 
@@ -242,28 +265,37 @@ impl Engine for Qemu {
     }
 }
 
-async fn boot(plan: Plan, shape: Shape) -> Result<Arc<dyn Vm>, Error> {
+async fn boot(plan: Plan, ram: &Path, shape: Shape) -> Result<Arc<dyn Vm>, Error> {
     let record = Record {
         id: plan.id.clone(),
         shape: shape.clone(),
-        ram: plan.ram.clone(),
+        ram: ram.to_owned(),
         shared: true,
     };
     record.write(&plan.run_dir.join(RECORD))?;
-    let ram = Ram::open(&plan.ram, true).map_err(failed("open", &plan.ram))?;
-    let (run_dir, monitor) = process::start(plan).await?;
+    let ram = Ram::open(ram, true).map_err(failed("open", ram))?;
+    let (run_dir, monitor) = launch::start(plan).await?;
     monitor.check().await?;
     Ok(QemuVm::new(run_dir, monitor, shape, ram))
 }
 
 /// Makes the file that will be a guest's RAM. A disk too small for it would kill the guest when it
 /// writes, long after.
-fn make_ram(path: &Path, size: u64) -> Result<(), Error> {
+fn make_ram(path: &Path, size: u64, owner: Option<u32>) -> Result<File, Error> {
     forkd_host::file::require_free(path.parent().unwrap_or(path), size).map_err(|error| {
         let kind = io::ErrorKind::StorageFull;
         failed("make guest memory", path)(io::Error::new(kind, chain(&error)))
     })?;
-    memory::create(path, size).map(|_| ())
+    let file = memory::create(path, size)?;
+    if let Some(owner) = owner {
+        let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+        let given = rustix::fs::fchown(&file, Some(uid), Some(gid));
+        given.map_err(|errno| {
+            let _ = std::fs::remove_file(path);
+            failed("give away", path)(errno.into())
+        })?;
+    }
+    Ok(file)
 }
 
 type Found = (Process, RunDir, Record, Ram);

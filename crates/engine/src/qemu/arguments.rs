@@ -5,17 +5,19 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
 
 use forkd_wire::agent::AGENT_SERIAL_PORT;
 use serde_json::json;
 
 use super::Accel;
+use super::jail::SANDBOX;
 use crate::MachineSpec;
 
 /// Translated guest code that is kept, MiB. Counts to every VM's private memory as it fills.
 const TCG_CACHE_MIB: u32 = 32;
 
+/// QEMU's number for the root disk among files that it is handed.
+const DISK: u32 = 1;
 /// Every guest has a network of its own, so they may all have the same address.
 const MAC: &str = "02:f0:4b:00:00:01";
 
@@ -25,17 +27,22 @@ const MACHINE: &str = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial
                        usb=off,auto-kernel-cmdline=off,suppress-vmdesc=on,mem-merge=off,\
                        dump-guest-core=off,memory-backend=ram";
 
-/// What to start.
+/// What to start. Files are inherited and named by number: QEMU may see no others.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
     pub(super) id: &'a str,
     pub(super) machine: &'a MachineSpec,
     pub(super) accel: Accel,
-    pub(super) ram: &'a Path,
+    /// RAM; opened once more by QEMU, for reading and writing.
+    pub(super) ram: RawFd,
+    /// The root disk, open for reading.
+    pub(super) disk: RawFd,
     pub(super) start: Start,
     pub(super) sockets: Sockets,
-    /// The network device's tap, by number. Without, it is connected to nothing.
+    /// The network device's tap. Without, it is connected to nothing.
     pub(super) tap: Option<RawFd>,
+    /// Whether QEMU filters its own system calls.
+    pub(super) sandbox: bool,
 }
 
 /// What happens first.
@@ -45,10 +52,14 @@ pub(super) enum Start {
     Boot {
         /// Rate of the time-stamp counter, where the guest cannot measure it well.
         tsc_khz: Option<u64>,
+        /// The kernel; opened once more by QEMU.
+        kernel: RawFd,
+        /// The initial RAM file system; likewise.
+        initramfs: RawFd,
     },
-    /// State is read from an inherited file; RAM begins as the file, and what is written stays private.
+    /// State is read from a file; RAM begins as the file, and what is written stays private.
     Load {
-        /// The file's number.
+        /// The file.
         state: RawFd,
     },
 }
@@ -61,12 +72,8 @@ pub(super) struct Sockets {
     pub(super) console: RawFd,
 }
 
-/// A path that cannot be written in QEMU's arguments.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct NotUtf8(pub(super) PathBuf);
-
 /// The arguments.
-pub(super) fn arguments(launch: &Launch<'_>) -> Result<Vec<OsString>, NotUtf8> {
+pub(super) fn arguments(launch: &Launch<'_>) -> Vec<OsString> {
     let machine = launch.machine;
     let boots = matches!(launch.start, Start::Boot { .. });
     let mut args = Args::default();
@@ -82,36 +89,43 @@ pub(super) fn arguments(launch: &Launch<'_>) -> Result<Vec<OsString>, NotUtf8> {
         &json!({
             "qom-type": "memory-backend-file",
             "id": "ram",
-            "mem-path": text(launch.ram)?,
+            "mem-path": inherited(launch.ram),
             "size": machine.memory_mib << 20,
             "share": boots,
         }),
     );
     args.flags("-global virtio-mmio.force-legacy=off -global migration.send-configuration=off");
     channels(&mut args, launch.sockets);
-    disk(&mut args, &machine.rootfs)?;
+    disk(&mut args, launch.disk);
     args.json(
         "-object",
         &json!({
-            "qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom",
+            "qom-type": "rng-builtin", "id": "entropy",
         }),
     );
     args.json(
         "-device",
         &json!({"driver": "virtio-rng-device", "rng": "entropy"}),
     );
+    if launch.sandbox {
+        args.pair("-sandbox", SANDBOX);
+    }
     if machine.network {
         network(&mut args, launch.tap);
     }
     match launch.start {
-        Start::Boot { tsc_khz } => {
-            args.pair("-kernel", machine.kernel.as_os_str());
-            args.pair("-initrd", machine.initramfs.as_os_str());
+        Start::Boot {
+            tsc_khz,
+            kernel,
+            initramfs,
+        } => {
+            args.pair("-kernel", inherited(kernel));
+            args.pair("-initrd", inherited(initramfs));
             args.pair("-append", kernel_command_line(launch, tsc_khz));
         }
         Start::Load { state } => args.pair("-incoming", format!("fd:{state}")),
     }
-    Ok(args.0)
+    args.0
 }
 
 /// One socket each for control, agent and console; each takes one client after the other.
@@ -139,7 +153,8 @@ fn channels(args: &mut Args, sockets: Sockets) {
     );
 }
 
-fn disk(args: &mut Args, path: &Path) -> Result<(), NotUtf8> {
+fn disk(args: &mut Args, fd: RawFd) {
+    args.pair("-add-fd", format!("fd={fd},set={DISK}"));
     args.json(
         "-blockdev",
         &json!({
@@ -147,7 +162,10 @@ fn disk(args: &mut Args, path: &Path) -> Result<(), NotUtf8> {
             "node-name": "root",
             "read-only": true,
             "file": {
-                "driver": "file", "filename": text(path)?, "read-only": true, "locking": "off",
+                "driver": "file",
+                "filename": format!("/dev/fdset/{DISK}"),
+                "read-only": true,
+                "locking": "off",
             },
         }),
     );
@@ -155,7 +173,6 @@ fn disk(args: &mut Args, path: &Path) -> Result<(), NotUtf8> {
         "-device",
         &json!({"driver": "virtio-blk-device", "drive": "root"}),
     );
-    Ok(())
 }
 
 fn network(args: &mut Args, tap: Option<RawFd>) {
@@ -208,8 +225,9 @@ pub(super) fn name_argument(id: &str) -> String {
     format!("forkd-{}", id.replace(',', ",,"))
 }
 
-fn text(path: &Path) -> Result<&str, NotUtf8> {
-    path.to_str().ok_or_else(|| NotUtf8(path.to_owned()))
+/// The name of an inherited file, for those who open it once more.
+pub(super) fn inherited(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
 }
 
 #[derive(Default)]

@@ -1,9 +1,13 @@
 //! A connection to QEMU's control socket. Only moves bytes; what they mean is in `request`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -74,11 +78,15 @@ impl Client {
         }
     }
 
-    /// Sends a command and waits for its answer, no longer than its deadline.
-    pub(super) async fn command(&self, command: &Command) -> Result<Value, Error> {
+    /// Sends a command, and a file with it, and waits for its answer, no longer than its deadline.
+    pub(super) async fn command(
+        &self,
+        command: &Command,
+        file: Option<&File>,
+    ) -> Result<Value, Error> {
         let exchange = async {
             let mut requests = self.requests.lock().await;
-            requests.exchange(command).await
+            requests.exchange(command, file).await
         };
         match tokio::time::timeout(command.deadline(), exchange).await {
             Ok(result) => result,
@@ -93,10 +101,15 @@ impl Client {
 }
 
 impl Requests {
-    async fn exchange(&mut self, command: &Command) -> Result<Value, Error> {
+    async fn exchange(&mut self, command: &Command, file: Option<&File>) -> Result<Value, Error> {
         self.last_id += 1;
         let line = command.encode(self.last_id);
-        if self.writer.write_all(&line).await.is_err() {
+        let sent = match file {
+            Some(file) => send_with(self.writer.as_ref(), &line, file).await,
+            None => Ok(0),
+        };
+        let sent = sent.map_err(|_| Error::Closed)?;
+        if self.writer.write_all(&line[sent..]).await.is_err() {
             return Err(Error::Closed);
         }
         loop {
@@ -107,6 +120,22 @@ impl Requests {
             }
         }
     }
+}
+
+/// Sends a file along with the first bytes of a line. Answers how many those were.
+async fn send_with(stream: &UnixStream, line: &[u8], file: &File) -> io::Result<usize> {
+    let send = || {
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let bytes = [IoSlice::new(line)];
+        let flags = SendFlags::NOSIGNAL;
+        Ok(rustix::net::sendmsg(stream, &bytes, &mut control, flags)?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 async fn read(

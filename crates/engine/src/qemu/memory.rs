@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use forkd_host::sparse;
 use forkd_wire::layer::{self, Kind};
+use rustix::fs::{Advice, MemfdFlags, SealFlags};
 
 use super::persist::Record;
 use super::vm::Ram;
@@ -240,14 +241,45 @@ pub(super) fn copy_new(from: &File, from_path: &Path, to: &Path) -> Result<(File
     Ok((copy, bytes))
 }
 
-/// Lays a snapshot's layers over its base, into a new file.
-pub(super) fn flatten(files: &SnapshotFiles, size: u64, to: &Path) -> Result<(), Error> {
+/// Lays a snapshot's layers over its base, into a new file. Answers that, open for reading.
+pub(super) fn flatten(files: &SnapshotFiles, size: u64, to: &Path) -> Result<File, Error> {
     let base = open_memory(&files.memory, size)?;
     let (flat, _) = copy_new(&base, &files.memory, to)?;
+    apply(files, size, &flat)?;
+    File::open(to).map_err(failed("open", to))
+}
+
+/// A snapshot's memory, layers and all, in a file of no directory that nobody can write any more. It takes RAM
+/// as long as it is open or mapped.
+pub(super) fn seal(files: &SnapshotFiles, size: u64, name: &str) -> Result<File, Error> {
+    let base = open_memory(&files.memory, size)?;
+    let at = |step| move |errno: rustix::io::Errno| failed(step, &sealed_path(name))(errno.into());
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let sealed = rustix::fs::memfd_create(sealed_name(name), flags).map_err(at("make"))?;
+    let sealed = File::from(sealed);
+    sparse::copy(&base, &sealed).map_err(sparse_failed("copy", &files.memory))?;
+    apply(files, size, &sealed)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&sealed, seals).map_err(at("seal"))?;
+    // It is in memory once, which is enough. Pages that are not on the disk yet stay.
+    let _ = rustix::fs::fadvise(&base, 0, None, Advice::DontNeed);
+    Ok(sealed)
+}
+
+/// The kernel's name for the file that [`seal`] makes, in `/proc/<pid>/maps`.
+pub(super) fn sealed_path(name: &str) -> PathBuf {
+    format!("/memfd:{}", sealed_name(name)).into()
+}
+
+fn sealed_name(name: &str) -> String {
+    format!("forkd-{name}")
+}
+
+fn apply(files: &SnapshotFiles, size: u64, flat: &File) -> Result<(), Error> {
     for layer in &files.layers {
         let memory = open_memory(&layer.memory, size)?;
         let index = read_index(&layer.index, size)?;
-        let applied = sparse::apply_layer(&flat, &memory, &index);
+        let applied = sparse::apply_layer(flat, &memory, &index);
         applied.map_err(sparse_failed("apply", &layer.memory))?;
     }
     Ok(())

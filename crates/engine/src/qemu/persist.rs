@@ -20,7 +20,7 @@ use crate::{Error, MachineSpec};
 
 const MAGIC: [u8; 8] = *b"FKDQEMU1";
 /// Device state of a small machine is 150 KiB; some of that is per vCPU and per device.
-const DEVICES_MAX: u64 = 64 << 20;
+pub(super) const DEVICES_MAX: u64 = 64 << 20;
 const HEADER_MAX: u32 = 64 << 10;
 
 /// The head of a state file.

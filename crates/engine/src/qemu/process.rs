@@ -1,58 +1,32 @@
-//! A QEMU process: started, greeted, watched until it is gone.
+//! A QEMU process: asked, watched until it is gone.
 
 use std::fs::File;
-use std::io::PipeReader;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use forkd_host::process::{self as host, Process, Spawn, Stdio};
+use forkd_host::process::{self as host, Process};
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use super::arguments::{Launch, NotUtf8, Sockets, Start, arguments};
 use super::client::{self, Client, Seen};
-use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
-use super::request::{Command, Shutdown, Status, parse_status};
-use super::{Setup, console, missing};
+use super::request::{Command, Shutdown, Status, parse_set, parse_status};
 use crate::output::Output;
-use crate::rundir::{RunDir, failed};
-use crate::{Error, Exit, Lifetime, MachineSpec, ProcessIdentity, SlotHandles, blocking};
+use crate::rundir::failed;
+use crate::{Error, Exit, ProcessIdentity};
 
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// How long a loaded VM may take to run, on a host with far more VMs than cores.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// How long to wait for last words after the end.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Sandboxes go before the daemon when the host's memory runs out.
 const OOM_SCORE: i16 = 500;
-
-/// A process to start.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) setup: Arc<Setup>,
-    pub(super) id: String,
-    pub(super) run_dir: PathBuf,
-    pub(super) machine: MachineSpec,
-    pub(super) ram: PathBuf,
-    pub(super) first: First,
-    pub(super) lifetime: Lifetime,
-    pub(super) slot: Option<SlotHandles>,
-}
-
-/// What it does first.
-#[derive(Debug)]
-pub(super) enum First {
-    /// Boot, with this rate of the time-stamp counter.
-    Boot(Option<u64>),
-    /// Load device state from this file, from where it stands.
-    Load(File),
-}
 
 /// A QEMU process that somebody holds on to. Until [`Monitor::keep`] is called, letting go kills it.
 #[derive(Debug)]
@@ -62,113 +36,6 @@ pub(super) struct Monitor {
     output: Arc<Output>,
     exit: watch::Receiver<Option<Exit>>,
     kept: AtomicBool,
-}
-
-/// Starts a process; answers when it has greeted.
-pub(super) async fn start(plan: Plan) -> Result<(RunDir, Monitor), Error> {
-    let started = blocking::run(move || spawn(plan)).await?;
-    let Started {
-        run_dir,
-        guard,
-        control,
-        console: console_socket,
-        stderr,
-    } = started;
-    let output = Output::follow(stderr);
-    let log = run_dir.file(CONSOLE_LOG);
-    tokio::spawn(console::pump(console_socket, log));
-    let monitor = Monitor::attach(guard.disarm(), control, output)?;
-    monitor.command(Command::Capabilities).await?;
-    Ok((run_dir, monitor))
-}
-
-struct Started {
-    run_dir: RunDir,
-    guard: Guard,
-    control: UnixStream,
-    console: UnixStream,
-    stderr: PipeReader,
-}
-
-/// A new process that nobody watches yet.
-struct Guard(Option<Process>);
-
-impl Guard {
-    fn disarm(mut self) -> Process {
-        self.0.take().expect("a guard is disarmed once")
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(process) = self.0.take() {
-            let killed = process.kill().and_then(|()| process.wait_for(LAST_WORDS));
-            if let Err(error) = killed {
-                tracing::error!(%error, "a QEMU process may be left over");
-            }
-        }
-    }
-}
-
-/// Sockets are there, and connected to, before the process: nothing has to be waited or polled for.
-fn spawn(plan: Plan) -> Result<Started, Error> {
-    let run_dir = RunDir::open(&plan.run_dir)?;
-    let listeners = [CONTROL, AGENT, CONSOLE].map(|name| run_dir.listen(name));
-    let [control, agent, console] = listeners;
-    let (control, agent, console) = (control?, agent?, console?);
-    let connect = |name| {
-        let stream = run_dir.connect(name);
-        stream.map_err(failed("connect to", &run_dir.file(name)))
-    };
-    let streams = (connect(CONTROL)?, connect(CONSOLE)?);
-    let sockets = Sockets {
-        control: control.as_raw_fd(),
-        agent: agent.as_raw_fd(),
-        console: console.as_raw_fd(),
-    };
-    let mut inherit: Vec<OwnedFd> = vec![control.into(), agent.into(), console.into()];
-    let start = match plan.first {
-        First::Boot(tsc_khz) => Start::Boot { tsc_khz },
-        First::Load(file) => {
-            let state = file.as_raw_fd();
-            inherit.push(file.into());
-            Start::Load { state }
-        }
-    };
-    let slot = plan.slot.unwrap_or(SlotHandles::NONE);
-    let tap = match slot.tap {
-        None if plan.machine.network => plan.setup.nowhere.tap(),
-        tap => tap,
-    };
-    let program = &plan.setup.program;
-    let launch = Launch {
-        id: &plan.id,
-        machine: &plan.machine,
-        accel: plan.setup.accel,
-        tap: tap.as_ref().map(AsRawFd::as_raw_fd),
-        ram: &plan.ram,
-        start,
-        sockets,
-    };
-    let args = arguments(&launch).map_err(not_utf8)?;
-    let (stderr, writer) = std::io::pipe().map_err(failed("pipe the output of", program))?;
-    inherit.extend(tap);
-    let process = Process::spawn(Spawn {
-        stderr: Stdio::Fd(writer.into()),
-        inherit,
-        die_with_parent: plan.lifetime == Lifetime::DieWithParent,
-        cgroup: slot.cgroup,
-        netns: slot.netns,
-        ..Spawn::new(program, args)
-    });
-    let guard = Guard(Some(process.map_err(|error| not_started(program, error))?));
-    Ok(Started {
-        run_dir,
-        guard,
-        control: streams.0,
-        console: streams.1,
-        stderr,
-    })
 }
 
 impl Monitor {
@@ -219,8 +86,24 @@ impl Monitor {
 
     /// Runs a command. A process that is gone is told with its last words.
     pub(super) async fn command(&self, command: Command) -> Result<Value, Error> {
+        self.command_with(command, None).await
+    }
+
+    /// Has CPU and device state written into a file. The vCPUs stand still.
+    pub(super) async fn save_devices(&self, file: File) -> Result<(), Error> {
+        let taken = self.command_with(Command::TakeFile, Some(&file)).await?;
+        let set = parse_set(&taken).ok_or_else(|| Error::Control {
+            step: Command::TakeFile.step(),
+            detail: format!("not understood: {taken}"),
+        })?;
+        let saved = self.command(Command::SaveDevices(set)).await;
+        let dropped = self.command(Command::DropFile(set)).await;
+        saved.and(dropped).map(|_| ())
+    }
+
+    async fn command_with(&self, command: Command, file: Option<&File>) -> Result<Value, Error> {
         let step = command.step();
-        match self.client.command(&command).await {
+        match self.client.command(&command, file).await {
             Ok(value) => Ok(value),
             Err(client::Error::Refused(detail)) => Err(Error::Control { step, detail }),
             Err(client::Error::Late) => Err(Error::Timeout {
@@ -354,31 +237,9 @@ fn describe(exit: &Exit) -> String {
         Exit::Code(code) => format!("status {code}"),
         Exit::Signal(7) => "signal 7: the disk that holds its memory may be full".to_owned(),
         Exit::Signal(9) => "signal 9: it was killed, perhaps for want of memory".to_owned(),
+        Exit::Signal(31) => "signal 31: it made a system call that its jail forbids".to_owned(),
         Exit::Signal(signal) => format!("signal {signal}"),
         Exit::Reset => "the guest reset its machine".to_owned(),
         Exit::Unknown => "nobody knows how".to_owned(),
-    }
-}
-
-fn not_utf8(NotUtf8(path): NotUtf8) -> Error {
-    failed("give QEMU the path", &path)(std::io::Error::new(
-        std::io::ErrorKind::InvalidInput,
-        "the path is not valid UTF-8",
-    ))
-}
-
-fn not_started(program: &Path, error: host::Error) -> Error {
-    match error {
-        host::Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            missing(program)
-        }
-        host::Error::Spawn { source, .. } => Error::Spawn {
-            program: program.display().to_string(),
-            source,
-        },
-        other => Error::Spawn {
-            program: program.display().to_string(),
-            source: std::io::Error::other(other),
-        },
     }
 }

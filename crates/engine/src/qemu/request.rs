@@ -1,6 +1,5 @@
 //! QEMU's machine protocol (QMP) as values: commands become bytes, bytes become messages. No I/O.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -17,8 +16,12 @@ pub(super) enum Command {
     Stop,
     /// Lets them go on.
     Continue,
-    /// Writes CPU and device state, without RAM, into a file. The vCPUs stand still.
-    SaveDevices(PathBuf),
+    /// Takes the open file that is sent with it; the answer names its set.
+    TakeFile,
+    /// Writes CPU and device state, without RAM, into the file of this set. The vCPUs stand still.
+    SaveDevices(u64),
+    /// Closes the file of this set.
+    DropFile(u64),
 }
 
 impl Command {
@@ -29,7 +32,9 @@ impl Command {
             Command::Status => "ask for its status",
             Command::Stop => "pause",
             Command::Continue => "resume",
-            Command::SaveDevices(_) => "save device state",
+            Command::TakeFile | Command::SaveDevices(_) | Command::DropFile(_) => {
+                "save device state"
+            }
         }
     }
 
@@ -38,6 +43,7 @@ impl Command {
         Duration::from_secs(match self {
             Command::Capabilities => 60,
             Command::Status | Command::Stop | Command::Continue => 30,
+            Command::TakeFile | Command::DropFile(_) => 30,
             Command::SaveDevices(_) => 60,
         })
     }
@@ -49,10 +55,15 @@ impl Command {
             Command::Status => json!({"execute": "query-status"}),
             Command::Stop => json!({"execute": "stop"}),
             Command::Continue => json!({"execute": "cont"}),
-            Command::SaveDevices(path) => json!({
+            Command::TakeFile => json!({"execute": "add-fd"}),
+            Command::DropFile(set) => json!({
+                "execute": "remove-fd",
+                "arguments": {"fdset-id": set},
+            }),
+            Command::SaveDevices(set) => json!({
                 "execute": "xen-save-devices-state",
                 // Otherwise QEMU lets go of the disks, for whom it believes to take over.
-                "arguments": {"filename": path, "live": false},
+                "arguments": {"filename": format!("/dev/fdset/{set}"), "live": false},
             }),
         };
         request["id"] = id.into();
@@ -162,6 +173,11 @@ fn event_of(name: &str, data: EventData) -> Event {
         }),
         _ => Event::Other,
     }
+}
+
+/// The set that the answer to [`Command::TakeFile`] names.
+pub(super) fn parse_set(value: &Value) -> Option<u64> {
+    value.get("fdset-id")?.as_u64()
 }
 
 /// What the answer to [`Command::Status`] says.

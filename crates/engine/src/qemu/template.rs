@@ -1,20 +1,25 @@
 //! A snapshot that QEMU processes are forked from. It has no process: its RAM is a file that every fork
 //! maps privately, its device state a file that every fork loads.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::Setup;
-use super::memory;
+use super::jail::Walls;
+use super::launch::{self, First, Plan};
 use super::names::RECORD;
 use super::persist::{Record, Shape, StateFile};
-use super::process::{self, First, Plan};
 use super::vm::{QemuVm, Ram};
+use super::{Setup, arguments, memory};
 use crate::rundir::failed;
-use crate::{Error, ForkSpec, MachineSpec, ProcessIdentity, Template, TemplateSpec, Vm, blocking};
+use crate::{
+    Error, ForkSpec, MachineSpec, ProcessIdentity, SlotHandles, Template, TemplateSpec, Vm,
+    blocking,
+};
 
 /// The layers over the base, applied.
 const FLAT: &str = "memory.bin";
@@ -27,35 +32,47 @@ pub(super) struct QemuTemplate {
     gate: Arc<Semaphore>,
     machine: MachineSpec,
     state: StateFile,
-    ram: PathBuf,
-    /// Whether `ram` was made by and for this template.
+    walls: Walls,
+    /// RAM, and what names it in a process.
+    ram: File,
+    ram_path: PathBuf,
+    /// Whether the file at `ram_path` was made by and for this template.
     own_ram: bool,
 }
 
 impl QemuTemplate {
     /// Checks a snapshot's files and applies its layers. Blocks.
+    ///
+    /// QEMU opens its RAM for writing even where it is to be private. So VMs of other users than this one get a
+    /// copy in memory that is sealed against writing.
     pub(super) fn open(
         spec: TemplateSpec,
         setup: Arc<Setup>,
+        walls: Walls,
         gate: Arc<Semaphore>,
     ) -> Result<QemuTemplate, Error> {
         let state = StateFile::open(&spec.files.state, &spec.machine)?;
         let size = Shape::of(&spec.machine).memory_bytes();
-        let own_ram = !spec.files.layers.is_empty();
-        let ram = if own_ram {
+        let own_ram = !walls.strong() && !spec.files.layers.is_empty();
+        let (ram, ram_path) = if walls.strong() {
+            let sealed = memory::seal(&spec.files, size, &spec.id)?;
+            (sealed, memory::sealed_path(&spec.id))
+        } else if own_ram {
             let flat = spec.run_dir.join(FLAT);
-            memory::flatten(&spec.files, size, &flat).inspect_err(|_| remove(&flat))?;
-            flat
+            let ram = memory::flatten(&spec.files, size, &flat).inspect_err(|_| remove(&flat))?;
+            (ram, flat)
         } else {
-            memory::open_memory(&spec.files.memory, size)?;
-            spec.files.memory
+            let ram = memory::open_memory(&spec.files.memory, size)?;
+            (ram, spec.files.memory)
         };
         Ok(QemuTemplate {
             setup,
             gate,
             machine: spec.machine,
             state,
+            walls,
             ram,
+            ram_path,
             own_ram,
         })
     }
@@ -66,12 +83,12 @@ impl QemuTemplate {
         let record = Record {
             id: plan.id.clone(),
             shape: Shape::of(&self.machine),
-            ram: self.ram.clone(),
+            ram: self.ram_path.clone(),
             shared: false,
         };
         record.write(&plan.run_dir.join(RECORD))?;
-        let ram = Ram::open(&self.ram, false).map_err(failed("open", &self.ram))?;
-        let (run_dir, monitor) = process::start(plan).await?;
+        let ram = Ram::new(self.reopen_ram()?, &self.ram_path, false);
+        let (run_dir, monitor) = launch::start(plan).await?;
         monitor
             .loaded()
             .await
@@ -80,16 +97,25 @@ impl QemuTemplate {
     }
 
     fn plan(&self, spec: ForkSpec) -> Result<Plan, Error> {
+        let slot = spec.slot.unwrap_or(SlotHandles::NONE);
         Ok(Plan {
             setup: Arc::clone(&self.setup),
+            walls: self.walls.clone(),
+            user: self.walls.user(&spec.id, slot.uid),
             id: spec.id,
             run_dir: spec.run_dir,
             machine: self.machine.clone(),
-            ram: self.ram.clone(),
+            ram: self.reopen_ram()?,
             first: First::Load(self.state.devices()?),
             lifetime: spec.lifetime,
-            slot: spec.slot,
+            slot,
         })
+    }
+
+    /// RAM opened once more, for reading: those who share an open file share its position, too.
+    fn reopen_ram(&self) -> Result<File, Error> {
+        let path = arguments::inherited(self.ram.as_raw_fd());
+        File::open(path).map_err(failed("open", &self.ram_path))
     }
 
     /// A process that leaves by itself while loading did not like the state.
@@ -116,7 +142,7 @@ impl Template for QemuTemplate {
 
     async fn close(&self) -> Result<(), Error> {
         if self.own_ram {
-            let ram = self.ram.clone();
+            let ram = self.ram_path.clone();
             blocking::run(move || match std::fs::remove_file(&ram) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(failed("remove", &ram)(error))

@@ -1,5 +1,7 @@
 //! The qemu engine: pure parts always, the contract with real guests where an image is at hand.
 
+mod jail;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,13 +67,17 @@ async fn a_machine_that_cannot_start_says_why_at_once() {
     broken[1].kernel = garbage.path().to_owned();
     broken[2].rootfs = "/no/such/rootfs".into();
     broken[3].initramfs = "/no/such/initramfs".into();
-    for (machine, word) in broken
-        .into_iter()
-        .zip(["kernel", "kernel", "rootfs", "initr"])
-    {
+    let names = [
+        "/no/such/kernel",
+        "linux kernel too old",
+        "/no/such/rootfs",
+        "/no/such/initramfs",
+    ];
+    for (machine, word) in broken.into_iter().zip(names) {
         let dir = tempfile::tempdir().unwrap();
         let error = boot(&engine, machine, dir.path()).await.expect_err(word);
-        assert!(matches!(error, Error::Exited { .. }), "{error:?}");
+        let exited = !word.starts_with('/');
+        assert_eq!(matches!(error, Error::Exited { .. }), exited, "{error:?}");
         assert!(error.to_string().contains(word), "{error}");
         assert!(!dir.path().join("ram").exists(), "memory is left over");
     }
@@ -203,7 +209,7 @@ fn messages_are_understood() {
 
 #[test]
 fn a_fork_has_the_devices_of_its_parent() {
-    use arguments::{Launch, NotUtf8, Sockets, Start, arguments};
+    use arguments::{Launch, Sockets, Start, arguments};
     let machine = MachineSpec {
         vcpus: 2,
         memory_mib: 256,
@@ -213,7 +219,7 @@ fn a_fork_has_the_devices_of_its_parent() {
         cmdline: "extra=1".to_owned(),
         network: true,
     };
-    let make = |start, ram: &Path, tap| {
+    let make = |start, tap| -> Vec<String> {
         let sockets = Sockets {
             control: 5,
             agent: 6,
@@ -223,17 +229,23 @@ fn a_fork_has_the_devices_of_its_parent() {
             id: "a",
             machine: &machine,
             accel: Accel::Tcg,
-            ram,
+            ram: 20,
+            disk: 21,
             start,
             sockets,
             tap,
+            sandbox: true,
         };
-        let args = arguments(&launch)?;
-        Ok::<Vec<String>, NotUtf8>(args.into_iter().map(|a| a.into_string().unwrap()).collect())
+        let args = arguments(&launch).into_iter();
+        args.map(|arg| arg.into_string().unwrap()).collect()
     };
-    let ram = Path::new("/ram");
-    let boot = make(Start::Boot { tsc_khz: Some(7) }, ram, Some(11)).unwrap();
-    let fork = make(Start::Load { state: 9 }, ram, None).unwrap();
+    let start = Start::Boot {
+        tsc_khz: Some(7),
+        kernel: 22,
+        initramfs: 23,
+    };
+    let boot = make(start, Some(11));
+    let fork = make(Start::Load { state: 9 }, None);
     let devices = |args: &[String]| -> Vec<String> {
         let pairs = args.windows(2).filter(|pair| pair[0] == "-device");
         pairs.map(|pair| pair[1].clone()).collect()
@@ -248,9 +260,20 @@ fn a_fork_has_the_devices_of_its_parent() {
     assert!(fork.contains(&"fd:9".to_owned()) && !fork.contains(&"-kernel".to_owned()));
     let shares = |args: &[String], text: &str| args.iter().any(|arg| arg.contains(text));
     assert!(shares(&boot, "\"share\":true") && shares(&fork, "\"share\":false"));
-    use std::os::unix::ffi::OsStrExt;
-    let odd = Path::new(std::ffi::OsStr::from_bytes(b"/\xff"));
-    assert!(make(Start::Load { state: 9 }, odd, None).is_err());
+    assert!(shares(&boot, "/proc/self/fd/22") && shares(&fork, "/proc/self/fd/20"));
+    assert!(shares(&boot, "tap,id=net,fd=11,") && shares(&fork, "hubport,id=net"));
+}
+
+#[test]
+fn files_that_qemu_complains_of_get_their_names() {
+    let complaint = |output: &str| Error::Exited {
+        exit: "status 1".to_owned(),
+        output: output.to_owned(),
+    };
+    let names = [(7, "/k1".into()), (77, "/k2".into())];
+    let named = launch::name_files(complaint("could not load '/proc/self/fd/77': no"), &names);
+    let expected = complaint("could not load '/k2': no");
+    assert_eq!(named.to_string(), expected.to_string());
 }
 
 #[test]

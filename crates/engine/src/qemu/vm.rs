@@ -213,7 +213,8 @@ impl Inner {
         prepared: Option<(File, u64)>,
     ) -> Result<u64, Error> {
         let devices = self.run_dir.file(DEVICES);
-        self.monitor.command(Command::SaveDevices(devices)).await?;
+        let file = blocking::run(move || File::create(&devices).map_err(failed("make", &devices)));
+        self.monitor.save_devices(file.await?).await?;
         let (inner, memory) = (Arc::clone(self), memory.clone());
         blocking::run(move || inner.save_memory(&memory, prepared)).await
     }
