@@ -119,7 +119,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Error> {
         cpus: args.cpus,
         limit: Duration::from_secs(args.limit),
     };
-    let outcome = node.run(&run)?;
+    let outcome = match node.run(&run) {
+        Err(error @ node::Error::Stalled { .. }) => {
+            output::step(&format!("{error}; once more"));
+            node.run(&run)?
+        }
+        outcome => outcome?,
+    };
     collect(&run)?;
     for name in &outcome.failed {
         output::step(&format!("failed: {name}"));

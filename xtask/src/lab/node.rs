@@ -13,12 +13,27 @@ use crate::output;
 /// Room for what a suite leaves in `/out`.
 const RESULTS_BYTES: u64 = 64 << 20;
 
+/// How often the node is looked after while it says nothing.
+const TICK: Duration = Duration::from_secs(5);
+/// A node that says nothing for so long, and whose kernel misses a CPU, will say nothing more.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// Whether the node's kernel complains about a CPU that does not answer. QEMU's emulation of nested
+/// virtualisation loses one now and then, on a busy host.
+fn hangs(log: &Path) -> bool {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.contains("soft lockup") || text.contains("detected stalls")
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("could not start qemu-system-x86_64; install the package qemu-system-x86")]
     Start(#[source] std::io::Error),
     #[error("the node did not finish within {seconds} s; its kernel's log is {log}")]
     TimeLimit { seconds: u64, log: PathBuf },
+    #[error("a CPU of the emulated node hangs; its kernel's log is {log}")]
+    Stalled { log: PathBuf },
     #[error("the node ended without a result; its kernel's log is {log}")]
     NoResult { log: PathBuf },
     #[error(transparent)]
@@ -90,10 +105,13 @@ impl Node<'_> {
             }
         });
         let deadline = Instant::now() + self.limit;
+        let mut heard = Instant::now();
         let mut outcome = Outcome::default();
         loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match lines.recv_timeout(left.min(TICK)) {
                 Ok(line) => {
+                    heard = Instant::now();
                     let line = String::from_utf8_lossy(&line);
                     let line = line.trim_end_matches('\r');
                     output::line(line);
@@ -101,6 +119,12 @@ impl Node<'_> {
                         outcome.passed += 1;
                     } else if let Some(name) = line.strip_prefix("FAIL ") {
                         outcome.failed.push(name.to_owned());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {
+                    if heard.elapsed() > SILENCE && hangs(log) {
+                        let log = log.to_owned();
+                        return Err(Error::Stalled { log });
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
