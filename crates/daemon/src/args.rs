@@ -108,7 +108,6 @@ impl EngineArgs {
     pub fn options(&self) -> Options {
         Options {
             jail: self.jail == Jail::On,
-            ..Options::default()
         }
     }
 

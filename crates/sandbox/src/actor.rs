@@ -20,14 +20,16 @@ use tracing::{Instrument, error, info, warn};
 use crate::machine::{Effect, Input, Machine, Refused, State};
 use crate::place::{Place, Places};
 use crate::record::{Records, SandboxRecord};
-use crate::view::{Ending, ForkStages, NetworkView, SandboxStatus, SandboxView};
+use crate::view::{Ending, ForkStages, SandboxView};
 use crate::{Error, console, crash, guest, limits};
 
 mod deadline;
 mod handle;
+mod view;
 
 pub(crate) use handle::{Handle, Request};
 use handle::{INBOX, Stop};
+use view::view_of;
 
 /// What every actor of a node shares.
 #[derive(Debug)]
@@ -561,41 +563,4 @@ pub(crate) fn wall_clock_ns() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn view_of(
-    record: &SandboxRecord,
-    place: &Place,
-    stages: ForkStages,
-    ending: Option<Ending>,
-) -> SandboxView {
-    let (status, ended) = match &record.state {
-        State::Starting | State::Greeting => (SandboxStatus::Starting, None),
-        State::Running | State::Branching { paused: false } => (SandboxStatus::Running, None),
-        State::Paused | State::Branching { paused: true } => (SandboxStatus::Paused, None),
-        State::Stopping { why } => (SandboxStatus::Stopping, Some(why.clone())),
-        State::Ended { why } => (SandboxStatus::Ended, Some(why.clone())),
-    };
-    SandboxView {
-        id: record.id.clone(),
-        tag: record.tag.clone(),
-        index: record.index,
-        status,
-        ended,
-        ending,
-        pid: record.process.map(|p| p.pid),
-        engine: record.engine.clone(),
-        created_at_unix: record.created_at_unix,
-        deadline_unix: record.deadline_unix,
-        metadata: record.metadata.clone(),
-        memory_limit_mib: record.memory_limit_mib,
-        memory_limit_enforced: record.memory_limit_mib.is_some() && place.limits_memory(),
-        network: NetworkView {
-            netns: place.netns(),
-            address: place.outer(),
-            policy: place.policy(),
-        },
-        stages,
-        branches: record.branches,
-    }
 }

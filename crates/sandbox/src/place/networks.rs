@@ -1,0 +1,121 @@
+//! The networks that places have: a pool of slots, and what their guests ask for names.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use forkd_slot::policy::{Mode, Policy};
+use forkd_slot::pool::{Config as PoolConfig, Pool};
+use forkd_slot::registry::{self, Registry};
+use forkd_slot::slot::Slot;
+use forkd_slot::{dns, host};
+use forkd_wire::error::ErrorCode;
+use ipnet::Ipv4Net;
+use tracing::warn;
+
+use super::{Isolation, PlaceRecord};
+use crate::Error;
+use crate::actor::chain;
+
+/// How long a fork waits for a slot when none is ready.
+const SLOT_PATIENCE: Duration = Duration::from_secs(20);
+/// Where the servers that names are asked of are written down.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+#[derive(Debug)]
+pub(super) struct Networks {
+    pub(super) pool: Pool,
+    pub(super) upstream: Vec<SocketAddr>,
+    pub(super) refused: Vec<Ipv4Net>,
+    /// Whether the host's own rules are in force yet.
+    prepared: Mutex<bool>,
+}
+
+impl Networks {
+    pub(super) fn open(
+        config: &Isolation,
+        owner: &Path,
+        in_use: &[PlaceRecord],
+    ) -> Result<Option<Self>, String> {
+        if !config.network {
+            return Ok(None);
+        }
+        let registry = Registry::open(Path::new(registry::DIRECTORY), &owner.display().to_string())
+            .map_err(|e| chain(&e))?;
+        let prepared = config.slots_ready > 0;
+        if prepared {
+            host::prepare().map_err(|e| chain(&e))?;
+        }
+        let pool = PoolConfig {
+            registry,
+            ready: config.slots_ready,
+            max: config.slots_max,
+            refused: config.refused.clone(),
+        };
+        let in_use: Vec<u32> = in_use.iter().filter_map(|record| record.slot).collect();
+        let pool = Pool::open(pool, &in_use).map_err(|e| chain(&e))?;
+        let upstream = dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        Ok(Some(Self {
+            pool,
+            upstream,
+            refused: config.refused.clone(),
+            prepared: Mutex::new(prepared),
+        }))
+    }
+
+    pub(super) fn take(&self, policy: &Policy) -> Result<Slot, Error> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*prepared {
+            host::prepare().map_err(|e| no_network(&chain(&e)))?;
+            *prepared = true;
+        }
+        drop(prepared);
+        let slot = self.pool.lease(SLOT_PATIENCE).map_err(|e| {
+            let code = match e {
+                forkd_slot::pool::Error::Exhausted { .. } => ErrorCode::InsufficientResources,
+                forkd_slot::pool::Error::Closed => ErrorCode::ShuttingDown,
+                forkd_slot::pool::Error::Failed(_) => ErrorCode::Internal,
+            };
+            Error::new(code, e.to_string())
+        })?;
+        // Without network the guest's device leads nowhere, so there is nothing to rule.
+        if policy.mode() == Mode::Nat
+            && *policy != Policy::default()
+            && let Err(e) = slot.apply(policy, &self.refused)
+        {
+            self.pool.release(slot.index());
+            return Err(slot_error(e));
+        }
+        Ok(slot)
+    }
+
+    pub(super) fn adopt(&self, index: u32, policy: &Policy) -> Option<Slot> {
+        let adopted = Slot::adopt(index).and_then(|slot| match slot {
+            Some(slot) => slot.apply(policy, &self.refused).map(|()| Some(slot)),
+            None => Ok(None),
+        });
+        adopted.unwrap_or_else(|e| {
+            warn!(
+                slot = index,
+                error = chain(&e),
+                "a sandbox's network cannot be taken over"
+            );
+            None
+        })
+    }
+}
+
+pub(super) fn slot_error(error: forkd_slot::slot::Error) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        "the network rules of a sandbox are not in force",
+    )
+    .with_source(error)
+}
+
+pub(super) fn no_network(why: &str) -> Error {
+    let text = format!("there is no network for this sandbox: {why}");
+    Error::new(ErrorCode::Unsupported, text)
+        .with_remedy("see `forkd doctor`, or ask for the network mode none")
+}
