@@ -249,20 +249,24 @@ fn note(seen: &mut Seen, event: Reply) {
 /// and found by their pid.
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-    let length = match rustix::net::recv(socket, &mut [0_u8; 1][..], peek) {
-        Ok((_, length)) => length.clamp(1, PACKET_MAX),
-        Err(Errno::CONNRESET) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+    let length = loop {
+        match rustix::net::recv(socket, &mut [0_u8; 1][..], peek) {
+            Ok((_, length)) => break length.clamp(1, PACKET_MAX),
+            // It died with unread packets. That is told once; what it had said before is still there, then the end.
+            Err(Errno::CONNRESET) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     };
     let mut bytes = vec![0; length];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let mut into = [IoSliceMut::new(&mut bytes)];
-    let received = match rustix::net::recvmsg(socket, &mut into, &mut control, flags) {
-        // It died with unread packets.
-        Err(Errno::CONNRESET) => return Ok(None),
-        received => received?,
+    let received = loop {
+        match rustix::net::recvmsg(socket, &mut into, &mut control, flags) {
+            Err(Errno::CONNRESET) => {}
+            received => break received?,
+        }
     };
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -274,4 +278,28 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     }
     bytes.truncate(received.bytes);
     Ok((received.bytes > 0).then_some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn last_words_of_a_monitor_that_died_with_unread_requests_are_heard() {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::send(&ours, b"a request", SendFlags::empty()).unwrap();
+        rustix::net::send(&theirs, b"first", SendFlags::empty()).unwrap();
+        rustix::net::send(&theirs, b"last", SendFlags::empty()).unwrap();
+        // The request is never read: the connection is reset.
+        drop(theirs);
+        for expected in [Some(b"first".to_vec()), Some(b"last".to_vec()), None, None] {
+            assert_eq!(receive(ours.as_fd()).unwrap(), expected);
+        }
+    }
 }
