@@ -26,6 +26,8 @@ const USERS: u32 = 0x0fff_ffff;
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);
 /// Files a VM may have open.
 const OPEN_FILES: u64 = 1024;
+/// Threads a VM may have: a few for each vCPU, and QEMU's own pool of 64.
+const THREADS: u64 = 256;
 const KVM_DEVICE: &str = "/dev/kvm";
 /// The firmware of the machine, in the directory of QEMU's data.
 const FIRMWARE: [&str; 2] = ["bios-microvm.bin", "qboot.rom"];
@@ -134,6 +136,7 @@ impl Walls {
             user,
             file_bytes: DEVICES_MAX,
             open_files: OPEN_FILES,
+            threads: THREADS,
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Confinement {
     pub file_bytes: u64,
     /// The most files it may have open.
     pub open_files: u64,
+    /// The most threads that its user may have; nothing is limited without a user of its own.
+    pub threads: u64,
 }
 
 /// A user for one process, and its groups.
@@ -45,6 +47,7 @@ pub(super) struct Prepared {
     user: Option<(u32, Vec<Gid>)>,
     file_bytes: u64,
     open_files: u64,
+    threads: u64,
     filters: &'static Filters,
     /// Keeps the files open until after the fork.
     _confinement: Confinement,
@@ -58,6 +61,7 @@ impl Prepared {
             user: user.map(|u| (u.id, u.groups.iter().map(|g| Gid::from_raw(*g)).collect())),
             file_bytes: confinement.file_bytes,
             open_files: confinement.open_files,
+            threads: confinement.threads,
             filters: filter::filters()?,
             _confinement: confinement,
         })
@@ -81,14 +85,10 @@ impl Prepared {
             (Resource::Fsize, self.file_bytes),
             (Resource::Nofile, self.open_files),
         ] {
-            let most = Some(most);
-            let limit = Rlimit {
-                current: most,
-                maximum: most,
-            };
-            rustix::process::setrlimit(resource, limit)?;
+            limit(resource, most)?;
         }
         if let Some((id, groups)) = &self.user {
+            limit(Resource::Nproc, self.threads)?;
             become_user(*id, groups)?;
         }
         Ok(rustix::thread::set_no_new_privs(true)?)
@@ -103,6 +103,15 @@ impl Prepared {
         install(&self.filters.allowed)?;
         install(&self.filters.deadly)
     }
+}
+
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let most = Some(most);
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    Ok(rustix::process::setrlimit(resource, limit)?)
 }
 
 /// Leaves root, and with it every capability, for good.

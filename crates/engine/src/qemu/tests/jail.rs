@@ -112,6 +112,19 @@ impl Forks {
     }
 }
 
+/// What sealed files of this process take.
+fn sealed_kib() -> u64 {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let name = |path: &Path| fs::read_link(path).unwrap_or_default();
+    let sealed = open
+        .map(|entry| entry.path())
+        .filter(|path| name(path).to_string_lossy().contains("memfd:forkd-"));
+    let blocks = sealed.filter_map(|path| fs::metadata(path).ok());
+    let blocks = blocks.map(|file| std::os::unix::fs::MetadataExt::blocks(&file));
+    // A file may be open more than once.
+    blocks.max().unwrap_or(0) / 2
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_in_the_jail_is_confined_and_forks_as_fast() {
     if machine().is_none() || !rustix::process::geteuid().is_root() {
@@ -132,6 +145,7 @@ async fn a_guest_in_the_jail_is_confined_and_forks_as_fast() {
         }
         vm.kill().await.unwrap();
     }
+    eprintln!("memory of the jailed template: {} KiB", sealed_kib());
     let (on, off) = (jailed.median(), free.median());
     let ratio = on.as_secs_f64() / off.as_secs_f64();
     eprintln!("fork until the agent answers, p50: jail on {on:?}, off {off:?}: {ratio:.2}");

@@ -33,6 +33,7 @@ fn confinement(user: u32) -> Confinement {
         }),
         file_bytes: 1 << 20,
         open_files: 64,
+        threads: 16,
     }
 }
 
@@ -233,6 +234,11 @@ fn looks_around() {
     }
     assert_eq!(std::env::vars_os().count(), 0);
     // What a monitor must be able to do.
+    let sleep = || std::thread::sleep(std::time::Duration::from_secs(1));
+    let begin = |_| std::thread::Builder::new().spawn(sleep);
+    let refused = (0..20).map(begin).any(|thread| thread.is_err());
+    assert!(refused, "threads are not limited");
+    std::thread::sleep(std::time::Duration::from_secs(2));
     let thread = std::thread::spawn(|| fs::read(std::env::current_exe().unwrap()).unwrap().len());
     assert!(thread.join().unwrap() > 0);
     println!("nothing found");
