@@ -46,8 +46,10 @@ pub(super) fn apply(network: &GuestNetwork) -> Result<(), Error> {
             source,
         }
     };
+    // Switched off, the kernel forgets its neighbours: the gateway's address is the parent's too, but at another
+    // device.
+    sys::set_link(&device, false).map_err(failed("link"))?;
     if let Some(mac) = mac {
-        sys::set_link(&device, false).map_err(failed("link"))?;
         sys::set_mac(&device, mac).map_err(failed("MAC address"))?;
     }
     sys::set_address(&device, ip, prefix).map_err(failed("address"))?;

@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use forkd_engine::qemu::{Accel, Qemu};
 use forkd_engine::{
-    BootSpec, Engine, Exit, ForkSpec, Lifetime, MachineSpec, SaveMemory, SaveSpec, SnapshotFiles,
-    Template, TemplateSpec, Vm,
+    BootSpec, Engine, Exit, ForkSpec, Lifetime, MachineSpec, SaveMemory, SaveSpec, SlotHandles,
+    SnapshotFiles, Template, TemplateSpec, Vm,
 };
 use forkd_sandbox::guest::{Client, Event, ExecRequest};
 use forkd_wire::agent::{EvalRequest, ResumeRequest};
 
 use crate::world::PATIENCE;
 
-struct Guest {
-    vm: Arc<dyn Vm>,
-    client: Client,
+pub(crate) struct Guest {
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) client: Client,
     machine: MachineSpec,
     engine: Qemu,
     dir: tempfile::TempDir,
 }
 
-fn files() -> Option<PathBuf> {
+pub(crate) fn files() -> Option<PathBuf> {
     let found = std::env::var_os("FORKD_TEST_GUEST").map(PathBuf::from);
     if found.is_none() {
         eprintln!("skipped: FORKD_TEST_GUEST does not name a directory with a guest's files");
@@ -34,6 +34,15 @@ fn files() -> Option<PathBuf> {
 }
 
 async fn boot(files: &Path, cmdline: &str) -> Guest {
+    boot_with(files, cmdline, false, None).await
+}
+
+pub(crate) async fn boot_with(
+    files: &Path,
+    cmdline: &str,
+    network: bool,
+    slot: Option<SlotHandles>,
+) -> Guest {
     let dir = tempfile::tempdir().unwrap();
     let engine = Qemu::new("qemu-system-x86_64", Accel::Tcg);
     let machine = MachineSpec {
@@ -43,7 +52,7 @@ async fn boot(files: &Path, cmdline: &str) -> Guest {
         initramfs: files.join("initramfs"),
         rootfs: files.join("rootfs"),
         cmdline: cmdline.to_owned(),
-        network: false,
+        network,
     };
     let run_dir = dir.path().join("boot");
     std::fs::create_dir(&run_dir).unwrap();
@@ -53,7 +62,7 @@ async fn boot(files: &Path, cmdline: &str) -> Guest {
         machine: machine.clone(),
         memory_file: dir.path().join("memory"),
         lifetime: Lifetime::DieWithParent,
-        slot: None,
+        slot,
     };
     let vm = engine.boot(spec).await.unwrap();
     Guest {
@@ -66,7 +75,7 @@ async fn boot(files: &Path, cmdline: &str) -> Guest {
 }
 
 impl Guest {
-    async fn sh(&self, line: &str) -> String {
+    pub(crate) async fn sh(&self, line: &str) -> String {
         let output = self
             .client
             .run(ExecRequest::shell(line), PATIENCE)
@@ -96,7 +105,7 @@ impl Guest {
     }
 
     /// Freezes the guest and makes it ready to be forked.
-    async fn template(&self) -> Arc<dyn Template> {
+    pub(crate) async fn template(&self) -> Arc<dyn Template> {
         let memory = self.dir.path().join("snapshot");
         let state = self.dir.path().join("state");
         let spec = SaveSpec {
@@ -120,7 +129,7 @@ impl Guest {
         self.engine.template(spec).await.unwrap()
     }
 
-    fn fork_spec(&self, index: u32) -> ForkSpec {
+    pub(crate) fn fork_spec(&self, index: u32) -> ForkSpec {
         let run_dir = self.dir.path().join(format!("fork{index}"));
         std::fs::create_dir(&run_dir).unwrap();
         let id = format!("agent-test-{index}");
@@ -279,7 +288,7 @@ async fn a_guest_boots_serves_and_switches_itself_off() {
     assert!(!console.contains("forkd-agent"), "{console}");
 }
 
-fn resume(index: u32) -> ResumeRequest {
+pub(crate) fn resume(index: u32) -> ResumeRequest {
     ResumeRequest {
         sandbox_id: "sb".to_owned(),
         index,

@@ -14,5 +14,6 @@ mod exec;
 mod files;
 mod guest;
 mod link;
+mod network;
 mod raw;
 mod world;
