@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::Path;
 
 use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::route::Route;
@@ -149,43 +148,6 @@ fn guests_reach_what_they_may_through_forks_branches_and_restarts() {
     // Whatever is started in here is started on the test's own host.
     host.enter(|| a_day_on_the_network(&world)).unwrap();
     world.assert_clean(&["seed"]);
-    let owner = world.data().display().to_string();
-    assert!(
-        slots_of(&owner).is_empty(),
-        "slots left: {:?}",
-        slots_of(&owner)
-    );
-    let groups = forkd_host::cgroup::mount_point().map(|mount| mount.join("forkd"));
-    let left = groups
-        .iter()
-        .flat_map(std::fs::read_dir)
-        .flatten()
-        .flatten();
-    let node = node_group(&world);
-    assert!(
-        !left.map(|e| e.file_name()).any(|name| *name == *node),
-        "a control group is left"
-    );
-}
-
-/// The name of the group that the node's sandboxes are in.
-fn node_group(world: &World) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::metadata(world.data()).unwrap();
-    format!("node-{:x}-{:x}", meta.dev(), meta.ino())
-}
-
-fn slots_of(owner: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(Path::new("/run/forkd-slots"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries
-        .filter(|entry| {
-            std::fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with(owner))
-        })
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
 }
 
 fn a_day_on_the_network(world: &World) {

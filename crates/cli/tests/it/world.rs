@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use forkd_host::file::LockFile;
+use forkd_slot::registry::{self, Registry};
 use serde_json::Value;
 
 /// Guests in software emulation, with other tests beside them.
@@ -136,6 +137,33 @@ impl World {
         self.data().join("snapshots").join(tag)
     }
 
+    /// The control groups of this node's machines.
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(home) = fs::metadata(self.data()) else {
+            return vec![];
+        };
+        let node = format!("forkd/node-{:x}-{:x}", home.dev(), home.ino());
+        let Some(mount) = forkd_host::cgroup::mount_point() else {
+            return vec![];
+        };
+        let entries = fs::read_dir(mount.join(node))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect()
+    }
+
+    /// The network slots of this node.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        let owner = self.data().join("state.db").display().to_string();
+        let registry = Registry::open(Path::new(registry::DIRECTORY), &owner).unwrap();
+        registry.ours().unwrap()
+    }
+
     /// The program with this node's places and without a daemon.
     pub(crate) fn forkd<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forkd"));
@@ -206,6 +234,14 @@ impl World {
             .filter(|p| p.contains(&place))
             .collect();
         assert!(left.is_empty(), "processes left: {left:#?}");
+        // A confined machine tells nothing of its node, but is in its node's control group.
+        let groups: Vec<PathBuf> = self.groups();
+        assert!(groups.is_empty(), "control groups left: {groups:#?}");
+        assert!(
+            self.slots().is_empty(),
+            "network slots left: {:?}",
+            self.slots()
+        );
         assert_eq!(
             names(&self.run_dir()),
             Vec::<String>::new(),
@@ -237,16 +273,23 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(dir) = self.dir.take()
-        {
+        if std::thread::panicking() && self.dir.is_some() {
             // Files help whoever looks for the cause; machines only slow down the next test.
-            let place = dir.path().to_string_lossy().into_owned();
+            let place = self.dir().to_string_lossy().into_owned();
             for left in processes().into_iter().filter(|line| line.contains(&place)) {
                 let pid = left.split(' ').next().unwrap_or_default();
                 let _ = Command::new("kill").args(["-s", "KILL", pid]).status();
             }
-            println!("kept for inspection: {}", dir.keep().display());
+            for group in self.groups() {
+                let _ = fs::write(group.join("cgroup.kill"), "1");
+            }
+            for slot in self.slots() {
+                let _ = forkd_slot::slot::remove(slot);
+                let _ = fs::remove_file(Path::new(registry::DIRECTORY).join(slot.to_string()));
+            }
+            if let Some(dir) = self.dir.take() {
+                println!("kept for inspection: {}", dir.keep().display());
+            }
         }
     }
 }
