@@ -19,9 +19,10 @@ use crate::{Enforcement, blocking};
 /// QEMU's own part of the confinement, which it enters when it has started.
 pub(super) const SANDBOX: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// Users for VMs that are given none: in a range that systemd and the tools for containers leave alone.
-const USERS_FROM: u32 = 0x7000_0000;
-const USERS: u32 = 0x0fff_ffff;
+/// Users for VMs that are given none: in a range that systemd and the tools for containers leave alone, and
+/// beyond those of slots.
+const USERS_FROM: u32 = 0x7100_0000;
+const USERS: u32 = 0x00ff_ffff;
 /// How long the program may take to say its version in the jail.
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);
 /// Files a VM may have open.

@@ -95,6 +95,7 @@ impl Forks {
 
     async fn fork(&mut self) -> Arc<dyn Vm> {
         let mut spec = self.world.fork_spec();
+        let run_dir = spec.run_dir.clone();
         spec.slot = Some(SlotHandles {
             uid: Some(USER),
             ..SlotHandles::NONE
@@ -103,6 +104,9 @@ impl Forks {
         let vm = self.template.fork(vec![spec]).await.remove(0).unwrap();
         self.world.agent(&vm).await;
         self.took.push(began.elapsed());
+        // Whoever has no record of it finds it all the same.
+        let users = forkd_host::orphans::users(&run_dir, &[PROGRAM]);
+        assert!(users.iter().any(|user| user.pid == vm.identity().pid));
         vm
     }
 
