@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,8 +47,6 @@ pub(super) struct Walls {
     /// The program's path, for those who see only the root.
     program: PathBuf,
     root: Option<Root>,
-    /// Groups besides a VM's own.
-    groups: Vec<u32>,
     /// System calls are filtered and limits set, with or without a root.
     filtered: bool,
     /// Why there is no root, or no filter.
@@ -84,7 +81,6 @@ impl Walls {
         Walls {
             program: program.to_owned(),
             root: None,
-            groups: Vec::new(),
             filtered: false,
             why,
         }
@@ -126,7 +122,7 @@ impl Walls {
     pub(super) fn user(&self, id: &str, given: Option<u32>) -> Option<User> {
         self.strong().then(|| User {
             id: given.unwrap_or_else(|| user_of(id)),
-            groups: self.groups.clone(),
+            groups: Vec::new(),
         })
     }
 
@@ -190,23 +186,18 @@ impl Walls {
 fn strong(program: &Path, accel: Accel) -> Result<Walls, String> {
     let program = find(program).map_err(|e| format!("cannot find {}: {e}", program.display()))?;
     let files = files(&program).map_err(|error| chain(&error))?;
-    let (devices, groups) = match accel {
-        Accel::Kvm => (vec![PathBuf::from(KVM_DEVICE)], vec![group_of(KVM_DEVICE)]),
-        Accel::Tcg => (Vec::new(), Vec::new()),
+    let devices = match accel {
+        Accel::Kvm => vec![PathBuf::from(KVM_DEVICE)],
+        Accel::Tcg => Vec::new(),
     };
     let root = Root::make(&files, &devices).map_err(|error| chain(&error))?;
     let walls = Walls {
         program,
         root: Some(root),
-        groups,
         filtered: true,
         why: String::new(),
     };
     walls.try_out().map(|()| walls)
-}
-
-fn group_of(path: &str) -> u32 {
-    fs::metadata(path).map_or(0, |metadata| metadata.gid())
 }
 
 /// The same name is the same user again, and no other VM of this node has it, unless by a chance of one in

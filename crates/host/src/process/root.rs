@@ -4,7 +4,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl AsFd for Root {
 
 impl Root {
     /// A root with these files, read-only and under their own names, and with a `/proc` in which a process sees
-    /// only itself. `devices` are files that may also be used as devices.
+    /// only itself. Devices like `devices` are below `/dev`.
     pub fn make(files: &[PathBuf], devices: &[PathBuf]) -> Result<Root, Error> {
         let work = || {
             let unshared = sys::unshare_own(rustix::thread::UnshareFlags::NEWNS);
@@ -90,8 +90,8 @@ fn build(files: &[PathBuf], devices: &[PathBuf]) -> Result<(), Error> {
     for file in files {
         bind(place, file, safe)?;
     }
-    for device in devices {
-        bind(place, device, MountFlags::NOSUID)?;
+    if !devices.is_empty() {
+        make_devices(&place.join("dev"), devices)?;
     }
     let proc = place.join("proc");
     let safe = safe | MountFlags::NOEXEC;
@@ -102,6 +102,30 @@ fn build(files: &[PathBuf], devices: &[PathBuf]) -> Result<(), Error> {
     let flags = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount_remount(place, flags, c"").map_err(at("make the new root read-only"))?;
     enter(place).map_err(at("change the root"))
+}
+
+/// A directory with devices like these that every user may open: those of the host may be for root alone.
+fn make_devices(dir: &Path, devices: &[PathBuf]) -> Result<(), Error> {
+    fs::create_dir(dir).map_err(at("make a directory in the new root"))?;
+    let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
+    let options = c"mode=0755,size=1m";
+    let mounted = rustix::mount::mount("forkd-dev", dir, "tmpfs", safe, Some(options));
+    mounted.map_err(at("mount a directory of devices"))?;
+    for device in devices {
+        let failed = || file_error("make the device", device);
+        let like = fs::metadata(device).map_err(failed())?;
+        let name = device.file_name().ok_or(io::ErrorKind::InvalidInput);
+        let path = dir.join(name.map_err(|kind| failed()(kind.into()))?);
+        let kind = rustix::fs::FileType::from_raw_mode(like.mode());
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        let made = rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, like.rdev());
+        made.map_err(|errno| failed()(errno.into()))?;
+        // Whatever this process's mask takes away.
+        let opened = fs::set_permissions(&path, fs::Permissions::from_mode(0o666));
+        opened.map_err(failed())?;
+    }
+    let flags = safe | MountFlags::RDONLY | MountFlags::BIND;
+    rustix::mount::mount_remount(dir, flags, c"").map_err(at("make devices read-only"))
 }
 
 /// The same directory twice: the old root ends up on top of the new one, and is detached.
