@@ -16,6 +16,7 @@ const STEPS: &[&str] = &[
     "snapshot: published",
     "template: directory made",
     "template: made",
+    "fork: places taken",
     "fork: recorded",
     "fork: directory made",
     "fork: VM made",

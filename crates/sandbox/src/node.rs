@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forkd_engine::Engine;
+use forkd_engine::{Enforcement, Engine};
 use forkd_host::file::LockFile;
 use forkd_slot::policy::Policy;
 use forkd_snapshot::Store;
@@ -172,9 +172,16 @@ impl Node {
         let _ = blocking(move || places.close()).await;
     }
 
-    /// What this host does not do to keep sandboxes apart.
-    pub fn missing(&self) -> Vec<Missing> {
-        self.inner.context.places.missing().to_vec()
+    /// What this host does not do to keep sandboxes apart. The first call may take a while.
+    pub async fn missing(&self) -> Vec<Missing> {
+        let mut missing = self.inner.context.places.missing();
+        for (what, enforcement) in self.inner.engine.enforcement().await {
+            if let Enforcement::NotEnforced { why } = enforcement {
+                let what = what.to_owned();
+                missing.push(Missing { what, why });
+            }
+        }
+        missing
     }
 
     /// Changes what a running sandbox may reach.

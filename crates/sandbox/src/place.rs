@@ -33,6 +33,8 @@ use networks::{Networks, no_network, slot_error};
 const FIRST_USER: u32 = 0x7000_0000;
 /// Processes and threads of one VM. A VM has a thread for each vCPU and a few for devices.
 const VM_PIDS: u64 = 512;
+const TOLD_TO_HAVE_NONE: &str = "this node was told to have none (--net none)";
+
 /// How sandboxes are kept apart.
 #[derive(Debug, Clone)]
 pub struct Isolation {
@@ -103,7 +105,6 @@ pub(crate) struct Places {
     networks: Option<Networks>,
     groups: Option<cgroup::Root>,
     missing: Vec<Missing>,
-    required: bool,
 }
 
 /// The place of one sandbox.
@@ -168,19 +169,29 @@ impl Places {
             networks,
             groups,
             missing,
-            required: config.required,
         }
     }
 
-    /// What this host does not do.
-    pub(crate) fn missing(&self) -> &[Missing] {
-        &self.missing
+    /// What this host does not do, as far as it was tried.
+    pub(crate) fn missing(&self) -> Vec<Missing> {
+        let problem = self.networks.as_ref().and_then(Networks::known_problem);
+        let network = problem.map(|why| Missing {
+            what: "network".to_owned(),
+            why: why.to_owned(),
+        });
+        self.missing.iter().cloned().chain(network).collect()
+    }
+
+    /// Tries everything that is tried only when it is first wanted. Blocks.
+    pub(crate) fn try_all(&self) {
+        if let Some(networks) = &self.networks {
+            networks.problem();
+        }
     }
 
     /// A place for a sandbox of this name. A wish without a policy gets the default, or no network where there can be
     /// none.
     pub(crate) async fn take(self: &Arc<Self>, name: &str, wish: Wish) -> Result<Place, Error> {
-        self.refuse_what_is_missing(wish.policy.as_ref())?;
         let (places, name) = (Arc::clone(self), name.to_owned());
         let place = blocking(move || places.take_now(&name, wish)).await??;
         Ok(self.answer_names(place))
@@ -263,36 +274,22 @@ impl Places {
         }
     }
 
-    fn refuse_what_is_missing(&self, policy: Option<&Policy>) -> Result<(), Error> {
-        let lacks = |what: &str| self.missing.iter().find(|m| m.what == what);
-        if let Some(missing) = self.missing.first().filter(|_| self.required) {
-            let text = format!(
-                "this node must isolate sandboxes, but {}: {}",
-                missing.what, missing.why
-            );
-            return Err(Error::new(ErrorCode::Unsupported, text).with_remedy(
-                "see `forkd doctor`, or start the daemon without --require-isolation",
-            ));
-        }
-        let wanted = policy.is_some_and(|policy| policy.mode() == Mode::Nat);
-        if wanted && self.networks.is_none() {
-            let why =
-                lacks("network").map_or("this node was told to have none (--net none)", |m| &m.why);
-            return Err(no_network(why));
-        }
-        Ok(())
-    }
-
     fn take_now(&self, name: &str, wish: Wish) -> Result<Place, Error> {
-        let policy = match (wish.policy, &self.networks) {
+        let problem = self.networks.as_ref().and_then(Networks::problem);
+        let networks = self.networks.as_ref().filter(|_| problem.is_none());
+        let policy = match (wish.policy, networks) {
+            (Some(policy), None) if policy.mode() == Mode::Nat => {
+                let known = self.missing.iter().find(|m| m.what == "network");
+                let known = problem.or_else(|| known.map(|missing| missing.why.as_str()));
+                return Err(no_network(known.unwrap_or(TOLD_TO_HAVE_NONE)));
+            }
             (Some(policy), _) => policy,
             (None, Some(_)) if wish.device => Policy::default(),
             (None, _) => Policy::NONE,
         };
-        let slot = match &self.networks {
-            Some(networks) => Some(networks.take(&policy)?),
-            None => None,
-        };
+        let slot = networks
+            .map(|networks| networks.take(&policy))
+            .transpose()?;
         match self.leaf(name, wish.limits) {
             Ok(leaf) => Ok(Place {
                 limits_memory: leaf.is_some() && self.has("memory"),

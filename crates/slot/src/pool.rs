@@ -19,8 +19,10 @@ use crate::slot::{self, Slot};
 #[cfg(test)]
 mod tests;
 
-/// After a slot could not be made, how long until the next try.
+/// After a slot could not be made, how long until the next try for somebody who waits.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The same, when nobody waits.
+const IDLE_PAUSE: Duration = Duration::from_secs(30);
 /// RTNL, the kernel's one lock over all links, lets no more than this pay off.
 const THREADS: usize = 2;
 
@@ -182,6 +184,25 @@ impl Pool {
         leased
     }
 
+    /// Makes one slot at once, for the first caller to come, or says why this host cannot.
+    pub fn probe(&self) -> Result<(), OpenError> {
+        loop {
+            let mut state = self.shared.lock();
+            let index = state.free_index();
+            state.making.insert(index);
+            drop(state);
+            let made = self.shared.try_make(index);
+            let mut state = self.shared.lock();
+            state.making.remove(&index);
+            if let Some(slot) = made? {
+                state.ready.push_back(slot);
+                drop(state);
+                self.shared.changed.notify_all();
+                return Ok(());
+            }
+        }
+    }
+
     /// Gives a slot back, by its number: its guest must be gone.
     pub fn release(&self, index: u32) {
         let mut state = self.shared.lock();
@@ -325,10 +346,11 @@ impl Shared {
 impl State {
     /// What to do next. Making comes first: somebody may wait for it.
     fn decide(&mut self, config: &Config, now: Instant) -> Option<Task> {
+        let pause = if self.waiting > 0 { PAUSE } else { IDLE_PAUSE };
         let paused = self
             .failed
             .as_ref()
-            .is_some_and(|(at, _)| now.duration_since(*at) < PAUSE);
+            .is_some_and(|(at, _)| now.duration_since(*at) < pause);
         let coming = self.ready.len() + self.making.len();
         let wanted = (config.ready + self.waiting) as usize;
         let all = coming + self.leased.len() + self.removing.len() + self.being_removed.len();

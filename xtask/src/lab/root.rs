@@ -7,7 +7,7 @@ use std::process::Command;
 use super::command::{Error, run};
 
 /// What the suite and the engines under test call by name.
-const PACKAGES: &str = "iproute2,kmod,procps,python3,qemu-system-x86";
+const PACKAGES: &str = "iproute2,kmod,nftables,procps,python3,qemu-system-x86";
 const SUITE: &str = "bookworm";
 
 /// Builds the root, or finds it under `cache`.

@@ -47,7 +47,7 @@ pub(crate) async fn readyz(
     let ready = checks.iter().all(|check| check.ok);
     // Probes have no token. Whoever has none learns only whether it is ready.
     let missing = match caller {
-        Some(_) => app.node().missing(),
+        Some(_) => app.node().missing().await,
         None => vec![],
     };
     if caller.is_none() {

@@ -84,8 +84,9 @@ fn every_answer_is_described_and_none_is_a_failure() {
                 "30",
                 "--warnings",
                 "off",
+                // Python 3.11 loses count of its recursion when two threads parse at once.
                 "--workers",
-                "2",
+                "1",
             ])
             .args(["--continue-on-failure", "--no-color"])
             .args(more)
@@ -96,7 +97,7 @@ fn every_answer_is_described_and_none_is_a_failure() {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         println!("{said}");
-        assert!(said.contains("Operations:       41"), "{said}");
+        assert!(said.contains("Operations:       42"), "{said}");
         if !output.status.success() {
             failed.push(phases);
         }

@@ -6,14 +6,19 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::{Error, failed};
+use crate::process::identity_of;
 
 /// A lock file holds a process id; whatever is longer is not ours.
 const LOCK_FILE_MAX: u64 = 64;
+
+/// How long what a dead holder left may keep its lock.
+const LEFT_WITHIN: Duration = Duration::from_secs(5);
 
 /// A lock on a directory that is in use, held until the value or the process ends. It follows the
 /// directory through renames.
@@ -73,16 +78,25 @@ impl LockFile {
         LockFile::signed(file, path)
     }
 
-    /// Takes the lock, or says who has it. Never waits.
+    /// Takes the lock, or says who has it. Waits only for what a dead holder left: a child that it was about to
+    /// start shares its open files until it runs its own program.
     pub fn acquire(path: &Path) -> Result<LockFile, Error> {
-        let file = open_lock(path)?;
-        if !try_lock(&file, path)? {
-            return Err(Error::Locked {
-                path: path.to_owned(),
-                holder: read_holder(&file),
-            });
+        let started = Instant::now();
+        loop {
+            let file = open_lock(path)?;
+            if try_lock(&file, path)? {
+                return LockFile::signed(file, path);
+            }
+            let holder = read_holder(&file);
+            let is_dead = holder.is_some_and(|pid| matches!(identity_of(pid), Ok(None)));
+            if !is_dead || started.elapsed() > LEFT_WITHIN {
+                return Err(Error::Locked {
+                    path: path.to_owned(),
+                    holder,
+                });
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        LockFile::signed(file, path)
     }
 
     /// Notes the holder for those who come next.

@@ -125,6 +125,23 @@ fn creating_races_with_sweeping_without_loss() {
 }
 
 #[test]
+fn what_a_dead_holder_left_is_waited_for() {
+    let root = root();
+    let path = root.path().join("lock");
+    let mut dead = std::process::Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    fs::write(&path, format!("{}\n", dead.id())).unwrap();
+    let left = fs::File::open(&path).unwrap();
+    rustix::fs::flock(&left, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let dropped = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(left);
+    });
+    LockFile::acquire(&path).unwrap();
+    dropped.join().unwrap();
+}
+
+#[test]
 fn a_lock_names_its_holder_and_ends_with_it() {
     let root = root();
     let path = root.path().join("lock");

@@ -57,10 +57,27 @@ impl Node {
         let node = Node {
             inner: Arc::new(inner),
         };
+        node.refuse_to_go_without().await?;
         let mut recovery = Recovery::default();
         node.restore_sandboxes(&mut recovery).await?;
         node.sweep(&mut recovery).await?;
         Ok((node, recovery))
+    }
+
+    /// A node that must keep sandboxes apart in every way does not open where it cannot.
+    async fn refuse_to_go_without(&self) -> Result<(), Error> {
+        if !self.inner.config.isolation.required {
+            return Ok(());
+        }
+        let missing = self.missing().await;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let list = missing.iter().map(|m| format!("{}: {}", m.what, m.why));
+        let list = list.collect::<Vec<_>>().join("; ");
+        let text = format!("this node must keep sandboxes apart in every way, but lacks: {list}");
+        let error = Error::new(ErrorCode::Incompatible, text);
+        Err(error.with_remedy("mend that, or start without --require-isolation"))
     }
 
     async fn restore_sandboxes(&self, recovery: &mut Recovery) -> Result<(), Error> {
@@ -165,7 +182,15 @@ async fn open_places(config: &NodeConfig, records: &Records) -> Result<Places, E
     let in_use = records.all().await?.into_iter().flatten();
     let in_use: Vec<PlaceRecord> = in_use.map(|record| record.place).collect();
     let (isolation, owner) = (config.isolation.clone(), config.state.clone());
-    let places = blocking(move || Places::open(&isolation, &owner, &in_use)).await?;
+    let places = blocking(move || {
+        let places = Places::open(&isolation, &owner, &in_use);
+        // A node that prepares for forks, or must not lack anything, wants to know at once.
+        if isolation.slots_ready > 0 || isolation.required {
+            places.try_all();
+        }
+        places
+    })
+    .await?;
     for missing in places.missing() {
         info!(
             what = missing.what,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use forkd_slot::policy::{Mode, Policy};
@@ -28,8 +28,8 @@ pub(super) struct Networks {
     pub(super) pool: Pool,
     pub(super) upstream: Vec<SocketAddr>,
     pub(super) refused: Vec<Ipv4Net>,
-    /// Whether the host's own rules are in force yet.
-    prepared: Mutex<bool>,
+    /// Whether this host can give networks; tried when the first is wanted.
+    usable: OnceLock<Result<(), String>>,
 }
 
 impl Networks {
@@ -43,10 +43,6 @@ impl Networks {
         }
         let registry = Registry::open(Path::new(registry::DIRECTORY), &owner.display().to_string())
             .map_err(|e| chain(&e))?;
-        let prepared = config.slots_ready > 0;
-        if prepared {
-            host::prepare().map_err(|e| chain(&e))?;
-        }
         let pool = PoolConfig {
             registry,
             ready: config.slots_ready,
@@ -60,17 +56,25 @@ impl Networks {
             pool,
             upstream,
             refused: config.refused.clone(),
-            prepared: Mutex::new(prepared),
+            usable: OnceLock::new(),
         }))
     }
 
+    /// Why this host cannot give networks, if it cannot. The first call tries, and takes some milliseconds.
+    pub(super) fn problem(&self) -> Option<&str> {
+        let tried = self.usable.get_or_init(|| {
+            host::prepare().map_err(|e| chain(&e))?;
+            self.pool.probe().map_err(|e| chain(&e))
+        });
+        tried.as_ref().err().map(String::as_str)
+    }
+
+    /// As [`Networks::problem`], if that was asked before.
+    pub(super) fn known_problem(&self) -> Option<&str> {
+        self.usable.get()?.as_ref().err().map(String::as_str)
+    }
+
     pub(super) fn take(&self, policy: &Policy) -> Result<Slot, Error> {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*prepared {
-            host::prepare().map_err(|e| no_network(&chain(&e)))?;
-            *prepared = true;
-        }
-        drop(prepared);
         let slot = self.pool.lease(SLOT_PATIENCE).map_err(|e| {
             let code = match e {
                 forkd_slot::pool::Error::Exhausted { .. } => ErrorCode::InsufficientResources,
@@ -116,6 +120,6 @@ pub(super) fn slot_error(error: forkd_slot::slot::Error) -> Error {
 
 pub(super) fn no_network(why: &str) -> Error {
     let text = format!("there is no network for this sandbox: {why}");
-    Error::new(ErrorCode::Unsupported, text)
+    Error::new(ErrorCode::Incompatible, text)
         .with_remedy("see `forkd doctor`, or ask for the network mode none")
 }

@@ -65,5 +65,10 @@ fn a_failure_is_followed_by_a_pause_but_removing_goes_on() {
     };
     assert!(matches!(state.decide(&config, now), Some(Task::Remove(3))));
     assert!(state.decide(&config, now).is_none());
+    assert!(state.decide(&config, now + PAUSE).is_none());
+    state.waiting = 1;
     assert!(made(state.decide(&config, now + PAUSE)).is_some());
+    state.waiting = 0;
+    state.making.clear();
+    assert!(made(state.decide(&config, now + IDLE_PAUSE)).is_some());
 }
