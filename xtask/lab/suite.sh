@@ -11,9 +11,11 @@ bad=0
 # The image as tests of single crates want it: a directory of plain files.
 if [ -d /lab/in/images ]; then
     mkdir -p /run/guest
-    ln -s /lab/in/images/blobs/kernel-*/vmlinuz /run/guest/kernel
-    ln -s /lab/in/images/blobs/initramfs-*/initramfs.cpio /run/guest/initramfs
-    ln -s /lab/in/images/blobs/rootfs-*/rootfs.erofs /run/guest/rootfs
+    # A store that was built more than once has blobs of earlier images, too.
+    part() { sed -n "s/^ *\"$1\": \"\([0-9a-f]*\)\",*$/\1/p" /lab/in/images/images/python3-numpy/image.json; }
+    ln -s "/lab/in/images/blobs/kernel-$(part kernel)/vmlinuz" /run/guest/kernel
+    ln -s "/lab/in/images/blobs/initramfs-$(part initramfs)/initramfs.cpio" /run/guest/initramfs
+    ln -s "/lab/in/images/blobs/rootfs-$(part rootfs)/rootfs.erofs" /run/guest/rootfs
     export FORKD_TEST_IMAGE_DIR=/run/guest
 fi
 

@@ -43,8 +43,8 @@ use crate::error::chain;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{
-    BootSpec, Capabilities, Engine, Error, Lifetime, ProcessIdentity, SlotHandles, Template,
-    TemplateSpec, Vm, blocking,
+    BootSpec, Capabilities, Enforcement, Engine, Error, Lifetime, ProcessIdentity, SlotHandles,
+    Template, TemplateSpec, Vm, blocking,
 };
 
 /// The engine's name.
@@ -64,6 +64,8 @@ pub fn find_program() -> Result<PathBuf, Error> {
 #[derive(Debug, Default)]
 pub struct Kvm {
     named: Option<PathBuf>,
+    /// Whether the jail is off.
+    unconfined: bool,
     program: OnceCell<PathBuf>,
     facts: OnceCell<BTreeMap<String, String>>,
 }
@@ -79,6 +81,14 @@ impl Kvm {
         Kvm {
             named: Some(program.into()),
             ..Kvm::default()
+        }
+    }
+
+    /// The same, with VMs in their jail or, to find faults, without.
+    pub fn with_jail(self, jail: bool) -> Kvm {
+        Kvm {
+            unconfined: !jail,
+            ..self
         }
     }
 
@@ -128,6 +138,20 @@ impl Engine for Kvm {
         }
     }
 
+    async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {
+        let why = || Enforcement::NotEnforced {
+            why: "the jail is off (--jail off)".to_owned(),
+        };
+        // The monitor does not start a machine that it cannot confine.
+        let state = |_| match self.unconfined {
+            true => why(),
+            false => Enforcement::Enforced,
+        };
+        ["user", "root", "namespaces", "seccomp"]
+            .map(|layer| (layer, state(layer)))
+            .into()
+    }
+
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
         self.facts().await?;
         let program = self.program().await?;
@@ -136,7 +160,8 @@ impl Engine for Kvm {
         let slot = spec.slot.take().unwrap_or(SlotHandles::NONE);
         let (id, dir, lifetime) = (spec.id.clone(), spec.run_dir.clone(), spec.lifetime);
         let place = blocking::run(move || Place::make(&id, &dir, true, lifetime)).await?;
-        let monitor = process::start(boot_launch(program, &spec, slot, &place)?).await?;
+        let monitor =
+            process::start(boot_launch(program, !self.unconfined, &spec, slot, &place)?).await?;
         monitor.running("boot", BOOT_LIMIT).await?;
         Ok(KvmVm::new(monitor, place))
     }
@@ -144,7 +169,9 @@ impl Engine for Kvm {
     async fn template(&self, spec: TemplateSpec) -> Result<Arc<dyn Template>, Error> {
         self.facts().await?;
         let program = self.program().await?;
-        Ok(Arc::new(KvmTemplate::load(spec, program).await?))
+        Ok(Arc::new(
+            KvmTemplate::load(spec, program, !self.unconfined).await?,
+        ))
     }
 
     async fn adopt(
@@ -171,6 +198,7 @@ impl Engine for Kvm {
 
 fn boot_launch(
     program: PathBuf,
+    jail: bool,
     spec: &BootSpec,
     slot: SlotHandles,
     place: &Place,
@@ -189,7 +217,7 @@ fn boot_launch(
         rendezvous: rendezvous.as_ref().map(number),
         tap: slot.tap.as_ref().map(number),
     };
-    let args = arguments::boot(&spec.machine, fds);
+    let args = arguments::boot(&spec.machine, fds, jail);
     let mut inherit = vec![theirs, vsock, console];
     inherit.extend(rendezvous);
     inherit.extend(slot.tap);

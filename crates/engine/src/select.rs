@@ -47,11 +47,11 @@ pub fn select_with(choice: Choice, options: Options) -> Result<Arc<dyn Engine>, 
     let qemu = |accel| Arc::new(Qemu::new(qemu::PROGRAM, accel).with_jail(options.jail));
     match choice {
         Choice::Auto => match accel(&Facts::collect()) {
-            Accel::Kvm => Ok(Arc::new(Kvm::new())),
+            Accel::Kvm => Ok(Arc::new(Kvm::new().with_jail(options.jail))),
             Accel::Tcg => Ok(qemu(Accel::Tcg)),
         },
         Choice::Qemu => Ok(qemu(accel(&Facts::collect()))),
-        Choice::Kvm => Ok(Arc::new(Kvm::new())),
+        Choice::Kvm => Ok(Arc::new(Kvm::new().with_jail(options.jail))),
         Choice::Fake => Ok(Arc::new(Fake::default())),
         Choice::Firecracker => Err(unavailable("firecracker")),
     }

@@ -133,13 +133,11 @@ impl Slot {
     }
 
     /// Takes over a slot that an earlier process made, and whose guest goes on; `None` when there is none. Its policy is
-    /// to be applied again: what was learnt of names is forgotten.
+    /// to be applied again, and its names are to be answered again: what was learnt of them is forgotten.
     pub fn adopt(index: u32) -> Result<Option<Self>, Error> {
         let Some(netns) = Netns::open(&address::netns(index))? else {
             return Ok(None);
         };
-        let names = netns.enter(NameSockets::bind)?;
-        let names = names.map_err(|source| Error::Names { index, source })?;
         // Another generation than any before, or what was permitted long ago would never be judged again.
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -149,9 +147,17 @@ impl Slot {
             index,
             netns,
             tap: None,
-            names: Some(names),
+            names: None,
             generation: AtomicU32::new(generation),
         }))
+    }
+
+    /// Opens the sockets that a slot which was taken over has not. It must have its tap: the address is that device's.
+    pub fn bind_names(&mut self) -> Result<(), Error> {
+        let index = self.index;
+        let names = self.netns.enter(NameSockets::bind)?;
+        self.names = Some(names.map_err(|source| Error::Names { index, source })?);
+        Ok(())
     }
 
     /// Its number.

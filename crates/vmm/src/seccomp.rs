@@ -114,7 +114,8 @@ const FIONBIO: u64 = 0x5421;
 /// A fork sets up the tap it was given: the header's length and what may be left undone in a frame.
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-const VCPU_IOCTLS: [u64; 3] = [KVM_RUN, KVM_IRQ_LINE, FIONBIO];
+/// A guest's driver says which frames it takes while its vCPU writes to the device.
+const VCPU_IOCTLS: [u64; 4] = [KVM_RUN, KVM_IRQ_LINE, FIONBIO, TUNSETOFFLOAD];
 
 static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 

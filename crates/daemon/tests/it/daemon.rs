@@ -32,13 +32,15 @@ impl Drop for Daemon {
 }
 
 /// The settings of `serve` that keep everything below a directory; every flag is also a variable.
-fn settings(dir: &Path, bind: SocketAddr) -> [(&'static str, String); 4] {
+fn settings(dir: &Path, bind: SocketAddr) -> [(&'static str, String); 5] {
     let path = |name: &str| dir.join(name).display().to_string();
     [
         ("FORKD_BIND", bind.to_string()),
         ("FORKD_DATA_DIR", path("data")),
         ("FORKD_RUN_DIR", path("run")),
         ("FORKD_AUDIT_LOG", path("audit.log")),
+        // What these tests kill is not started again, so nobody would remove its networks.
+        ("FORKD_NET", "none".to_owned()),
     ]
 }
 

@@ -39,6 +39,7 @@ fn flags(dir: &Path, bind: SocketAddr) -> Vec<String> {
         ("--data-dir", path("data")),
         ("--run-dir", path("run")),
         ("--audit-log", path("audit.log")),
+        ("--net", "none".to_owned()),
     ];
     flags
         .into_iter()

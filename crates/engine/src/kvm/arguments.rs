@@ -21,9 +21,9 @@ pub(super) struct BootFds {
     pub(super) tap: Option<RawFd>,
 }
 
-/// Boots a machine.
-pub(super) fn boot(machine: &MachineSpec, fds: BootFds) -> Vec<OsString> {
-    let mut args = Args::new("boot");
+/// Boots a machine, in a jail or, to find faults, without.
+pub(super) fn boot(machine: &MachineSpec, fds: BootFds, jail: bool) -> Vec<OsString> {
+    let mut args = Args::new("boot", jail);
     args.pair("--control-fd", fds.control.to_string());
     if let Some(fd) = fds.rendezvous {
         args.pair("--rendezvous-fd", fd.to_string());
@@ -46,15 +46,16 @@ pub(super) fn boot(machine: &MachineSpec, fds: BootFds) -> Vec<OsString> {
     args.0
 }
 
-/// Serves forks of a snapshot. `layers` are memory and index, the base first.
+/// Serves forks of a snapshot, in a jail or without. `layers` are memory and index, the base first.
 pub(super) fn template(
     id: &str,
     machine: &MachineSpec,
     state: &Path,
     layers: &[(&Path, &Path)],
     control: RawFd,
+    jail: bool,
 ) -> Vec<OsString> {
-    let mut args = Args::new("template");
+    let mut args = Args::new("template", jail);
     args.pair("--control-fd", control.to_string());
     args.pair("--id", id);
     args.pair("--state", state);
@@ -85,8 +86,12 @@ fn kernel_command_line(machine: &MachineSpec) -> String {
 struct Args(Vec<OsString>);
 
 impl Args {
-    fn new(command: &str) -> Args {
-        Args(vec![command.into()])
+    fn new(command: &str, jail: bool) -> Args {
+        let mut args = Args(vec![command.into()]);
+        if !jail {
+            args.0.extend(["--no-jail".into(), "--no-seccomp".into()]);
+        }
+        args
     }
 
     fn pair(&mut self, key: &str, value: impl Into<OsString>) {

@@ -42,19 +42,25 @@ const FORKS_AT_ONCE: usize = 32;
 pub(super) struct KvmTemplate {
     monitor: Monitor,
     privileged: bool,
+    /// Whether forks become users of their own.
+    jail: bool,
     gate: Semaphore,
 }
 
 impl KvmTemplate {
     /// Starts a process that loads a snapshot.
-    pub(super) async fn load(spec: TemplateSpec, program: PathBuf) -> Result<KvmTemplate, Error> {
+    pub(super) async fn load(
+        spec: TemplateSpec,
+        program: PathBuf,
+        jail: bool,
+    ) -> Result<KvmTemplate, Error> {
         let (spec, index) = blocking::run(move || {
             check_files(&spec.files, &spec.machine)?;
             let index = write_base_index(&spec.run_dir, &spec.machine)?;
             Ok::<_, Error>((spec, index))
         })
         .await?;
-        let started = start(&spec, &index, program).await;
+        let started = start(&spec, &index, program, jail).await;
         // It is read once, or never.
         let left = blocking::run(move || std::fs::remove_file(&index)).await;
         if let Err(error) = left {
@@ -72,13 +78,14 @@ impl KvmTemplate {
                 ),
             });
         }
-        Ok(KvmTemplate::new(monitor, ready))
+        Ok(KvmTemplate::new(monitor, ready, jail))
     }
 
-    fn new(monitor: Monitor, ready: Ready) -> KvmTemplate {
+    fn new(monitor: Monitor, ready: Ready, jail: bool) -> KvmTemplate {
         KvmTemplate {
             monitor,
             privileged: ready.privileged,
+            jail,
             gate: Semaphore::new(FORKS_AT_ONCE),
         }
     }
@@ -90,7 +97,7 @@ impl KvmTemplate {
         let monitor = Monitor::attach(process, control, Output::lost(), Hold::Tied)?;
         let step = "become a template";
         match monitor.ready(step, LOAD_LIMIT).await {
-            Ok(ready) => Ok(KvmTemplate::new(monitor, ready)),
+            Ok(ready) => Ok(KvmTemplate::new(monitor, ready, true)),
             Err(Start::Error(error)) => Err(error),
             Err(Start::Failed(failure)) => Err(refused(step, failure)),
         }
@@ -134,7 +141,8 @@ impl KvmTemplate {
         lifetime: Lifetime,
         slot: Option<SlotHandles>,
     ) -> Result<Arc<KvmVm>, Error> {
-        let slot = slot.unwrap_or(SlotHandles::NONE);
+        let mut slot = slot.unwrap_or(SlotHandles::NONE);
+        slot.uid = slot.uid.filter(|_| self.jail);
         let (ours, theirs) = client::pair().map_err(failed("make a socket for", &place.run_dir))?;
         // A template that may not do it leaves it to this process.
         let moved = (!self.privileged).then_some(()).and(slot.cgroup.as_ref());
@@ -241,6 +249,7 @@ async fn start(
     spec: &TemplateSpec,
     index: &Path,
     program: PathBuf,
+    jail: bool,
 ) -> Result<(Monitor, Ready), Error> {
     let (ours, theirs) = client::pair().map_err(failed("make a socket for", &spec.run_dir))?;
     let files = &spec.files;
@@ -252,7 +261,14 @@ async fn start(
             .map(|layer| (layer.memory.as_path(), layer.index.as_path())),
     );
     let control = number(&theirs);
-    let args = arguments::template(&spec.id, &spec.machine, &files.state, &layers, control);
+    let args = arguments::template(
+        &spec.id,
+        &spec.machine,
+        &files.state,
+        &layers,
+        control,
+        jail,
+    );
     let launch = Launch {
         program,
         args,

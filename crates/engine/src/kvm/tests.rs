@@ -80,7 +80,8 @@ fn a_machine_becomes_arguments() {
         let args: Vec<String> = args.into_iter().map(|a| a.into_string().unwrap()).collect();
         args.join(" ")
     };
-    let line = text(arguments::boot(&machine_of("/root", true), fds));
+    let line = text(arguments::boot(&machine_of("/root", true), fds, true));
+    assert!(!line.contains("--no-"), "{line}");
     for part in [
         "boot --control-fd 5 --rendezvous-fd 8 --memory 256 --vcpus 2 --kernel /kernel",
         " --disk /root ",
@@ -91,7 +92,8 @@ fn a_machine_becomes_arguments() {
     ] {
         assert!(line.contains(part), "{part:?} is not in {line}");
     }
-    let line = text(arguments::boot(&machine_of("/root", false), fds));
+    let line = text(arguments::boot(&machine_of("/root", false), fds, false));
+    assert!(line.contains("boot --no-jail --no-seccomp "), "{line}");
     assert!(!line.contains("--mac") && !line.contains("--tap"), "{line}");
     let layers = [
         (Path::new("/m0"), Path::new("/i0")),
@@ -104,6 +106,7 @@ fn a_machine_becomes_arguments() {
         Path::new("/s"),
         &layers,
         9,
+        true,
     ));
     let expected = "template --control-fd 9 --id t --state /s --layer /m0,/i0 --layer /m1,/i1 \
                     --disk /root";

@@ -94,19 +94,34 @@ impl Networks {
         Ok(slot)
     }
 
+    /// Whatever cannot be taken over of it, the slot is this sandbox's until it ends.
     pub(super) fn adopt(&self, index: u32, policy: &Policy) -> Option<Slot> {
-        let adopted = Slot::adopt(index).and_then(|slot| match slot {
-            Some(slot) => slot.apply(policy, &self.refused).map(|()| Some(slot)),
-            None => Ok(None),
-        });
-        adopted.unwrap_or_else(|e| {
+        let lost = |error: &forkd_slot::slot::Error| {
             warn!(
                 slot = index,
-                error = chain(&e),
+                error = chain(error),
                 "a sandbox's network cannot be taken over"
             );
-            None
-        })
+        };
+        let mut slot = match Slot::adopt(index) {
+            Ok(Some(slot)) => slot,
+            Ok(None) => {
+                self.pool.release(index);
+                return None;
+            }
+            Err(e) => {
+                lost(&e);
+                return None;
+            }
+        };
+        // Without network nobody holds the tap any more.
+        if policy.mode() == Mode::Nat {
+            let taken = slot.bind_names();
+            if let Err(e) = taken.and_then(|()| slot.apply(policy, &self.refused)) {
+                lost(&e);
+            }
+        }
+        Some(slot)
     }
 }
 

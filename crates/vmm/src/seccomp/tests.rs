@@ -55,7 +55,7 @@ fn a_vcpu_thread_loses_what_is_the_main_threads() {
 }
 
 #[test]
-fn a_vcpu_thread_has_three_ioctls() {
+fn a_vcpu_thread_has_few_ioctls() {
     let filter = vcpu_filter().unwrap();
     for request in VCPU_IOCTLS {
         assert_eq!(verdict(&filter, libc::SYS_ioctl, request), ALLOWED);

@@ -19,7 +19,7 @@ const PROMPT: Duration = Duration::from_secs(30);
 async fn load(yard: &Yard, id: &str, files: SnapshotFiles) -> Arc<KvmTemplate> {
     let spec = yard.template_spec(id, files);
     Arc::new(
-        template::KvmTemplate::load(spec, yard.program.clone())
+        template::KvmTemplate::load(spec, yard.program.clone(), true)
             .await
             .unwrap(),
     )
