@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use forkd_host::process::{self as host, Process};
+use forkd_host::process::Process;
 use tokio::sync::OnceCell;
 
 mod arguments;
@@ -39,7 +39,7 @@ use process::{Hold, Launch, Monitor, number};
 use template::KvmTemplate;
 use vm::{KvmVm, Place};
 
-use crate::error::chain;
+use crate::child;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{
@@ -235,22 +235,15 @@ type Found = (Process, OwnedFd, Record);
 
 /// Looks for a VM that an earlier daemon started, and connects to it. Blocks.
 fn find(identity: ProcessIdentity, id: &str, run_dir: &Path) -> Result<Option<Found>, Error> {
-    let unreadable = |error: host::Error| Error::Control {
-        step: "find the process",
-        detail: chain(&error),
-    };
-    let wanted = host::Identity {
-        pid: identity.pid,
-        start_ticks: identity.start_ticks,
-    };
-    let Some(process) = Process::adopt(wanted).map_err(unreadable)? else {
+    let Some(process) = child::adopt(identity)? else {
         return Ok(None);
     };
     if !process::runs_monitor(identity.pid) {
         return Ok(None);
     }
     let record = run_dir.join(RECORD);
-    let Some(record) = Record::read(&record).filter(|record| record.id == id) else {
+    let Some(record) = crate::record::read(&record).filter(|record: &Record| record.id == id)
+    else {
         return Ok(None);
     };
     let dir = RunDir::open(run_dir)?;

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod blocking;
+mod child;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod error;
@@ -29,6 +30,7 @@ pub mod kvm;
 pub mod link;
 mod output;
 pub mod qemu;
+mod record;
 mod rundir;
 pub mod select;
 

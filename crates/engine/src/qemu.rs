@@ -49,13 +49,14 @@ use process::Monitor;
 use template::QemuTemplate;
 use vm::{QemuVm, Ram};
 
-use crate::error::chain;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{
     BootSpec, Capabilities, Enforcement, Engine, Error, ProcessIdentity, SlotHandles, Template,
     TemplateSpec, Vm, blocking,
 };
+use crate::{child, record};
+use forkd_host::chain;
 
 /// The engine's name.
 const NAME: &str = "qemu";
@@ -272,7 +273,7 @@ async fn boot(plan: Plan, ram: &Path, shape: Shape) -> Result<Arc<dyn Vm>, Error
         ram: ram.to_owned(),
         shared: true,
     };
-    record.write(&plan.run_dir.join(RECORD))?;
+    record::write(&plan.run_dir.join(RECORD), &record)?;
     let ram = Ram::open(ram, true).map_err(failed("open", ram))?;
     let (run_dir, monitor) = launch::start(plan).await?;
     monitor.check().await?;
@@ -302,26 +303,18 @@ type Found = (Process, RunDir, Record, Ram);
 
 /// Looks for a VM that an earlier daemon started. Blocks.
 fn find(identity: ProcessIdentity, id: &str, run_dir: &Path) -> Result<Option<Found>, Error> {
-    let unreadable = |error: host::Error| Error::Control {
-        step: "find the process",
-        detail: chain(&error),
-    };
-    let wanted = host::Identity {
-        pid: identity.pid,
-        start_ticks: identity.start_ticks,
-    };
-    let Some(process) = Process::adopt(wanted).map_err(unreadable)? else {
+    let Some(process) = child::adopt(identity)? else {
         return Ok(None);
     };
-    let arguments = host::command_line(identity.pid).map_err(unreadable)?;
+    let arguments = host::command_line(identity.pid).map_err(|error| child::not_found(&error))?;
     let name = arguments::name_argument(id);
     if !arguments.is_some_and(|arguments| arguments.contains(&name)) {
         return Ok(None);
     }
-    let record = run_dir.join(RECORD);
-    let damaged = || failed("read", &record)(io::ErrorKind::InvalidData.into());
-    let record = Record::read(&record)
-        .filter(|r| r.id == id)
+    let path = run_dir.join(RECORD);
+    let damaged = || failed("read", &path)(io::ErrorKind::InvalidData.into());
+    let record = record::read(&path)
+        .filter(|r: &Record| r.id == id)
         .ok_or_else(damaged)?;
     let ram = Ram::open(&record.ram, record.shared);
     let ram = ram.or_else(|_| memory::mapped_ram(identity.pid, &record));

@@ -11,4 +11,7 @@ pub mod orphans;
 pub mod process;
 pub mod sparse;
 mod sys;
+mod text;
 pub mod tsc;
+
+pub use text::chain;

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forkd_engine::{Branch, BranchSpec, Exit, SaveReport, SaveSpec, Vm};
+use forkd_host::chain;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -515,17 +516,6 @@ fn refuse(id: &SandboxId, refused: Refused, reply: Option<Reply>) {
 
 fn timed_out(what: &str) -> Error {
     Error::new(ErrorCode::Timeout, format!("{what} took too long"))
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 async fn stop_asked(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {

@@ -21,8 +21,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tracing::warn;
 
 use crate::Error;
-use crate::actor::chain;
 use crate::node::blocking;
+use forkd_host::chain;
 
 mod networks;
 

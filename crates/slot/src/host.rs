@@ -30,14 +30,3 @@ pub fn prepare() -> Result<(), Error> {
     }
     fs::write(FORWARD, "1").map_err(Error::Forward)
 }
-
-/// Whether the rules are in force.
-pub fn is_prepared() -> Result<bool, Error> {
-    let table = nft::table("inet", rules::TABLE).map_err(Error::Rules)?;
-    Ok(table.is_some())
-}
-
-/// Takes the rules away. Forwarding stays as it is: others may rely on it by now.
-pub fn undo() -> Result<(), Error> {
-    nft::apply(&rules::no_host()).map_err(Error::Rules)
-}

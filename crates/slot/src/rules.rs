@@ -216,8 +216,3 @@ pub fn is_public(address: Ipv4Addr, refused: &[Ipv4Net]) -> bool {
         .chain(refused.iter().copied())
         .any(|net| net.contains(&address))
 }
-
-/// Takes the host's rules away.
-pub fn no_host() -> String {
-    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
-}

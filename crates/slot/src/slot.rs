@@ -176,11 +176,6 @@ impl Slot {
         tap.as_fd().try_clone_to_owned()
     }
 
-    /// Its namespace, for a process to be put into.
-    pub fn netns_fd(&self) -> io::Result<OwnedFd> {
-        self.netns.as_fd().try_clone_to_owned()
-    }
-
     /// The sockets to answer names on; given once.
     pub fn take_names(&mut self) -> Option<NameSockets> {
         self.names.take()
@@ -203,11 +198,6 @@ impl Slot {
         let index = self.index;
         let ruled = self.netns.enter(|| nft::apply(rules))?;
         ruled.map_err(|source| Error::Rules { index, source })
-    }
-
-    /// Removes it. A VM that still holds the tap keeps a device that leads nowhere.
-    pub fn remove(self) -> Result<(), Error> {
-        remove(self.index)
     }
 }
 

@@ -13,17 +13,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::client::{self, Client, Ready, Seen};
-use crate::error::chain;
+use crate::child::{self, Guard, KILL_LIMIT, LAST_WORDS, OOM_SCORE};
 use crate::output::Output;
 use crate::rundir::failed;
 use crate::{Error, Exit, ProcessIdentity, blocking};
-
-/// How long a killed process may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
-/// How long to wait for last words after the end.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Sandboxes go before the daemon when the host's memory runs out.
-const OOM_SCORE: i16 = 500;
+use forkd_host::chain;
 
 /// What happens to a process when nobody holds on to it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,26 +55,6 @@ pub(super) struct Launch {
     pub(super) cgroup: Option<OwnedFd>,
 }
 
-/// A new process that nobody watches yet.
-struct Guard(Option<Process>);
-
-impl Guard {
-    fn disarm(mut self) -> Process {
-        self.0.take().expect("a guard is disarmed once")
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(process) = self.0.take() {
-            let killed = process.kill().and_then(|()| process.wait_for(LAST_WORDS));
-            if let Err(error) = killed {
-                tracing::error!(%error, "a process of the monitor may be left over");
-            }
-        }
-    }
-}
-
 /// Starts a process.
 pub(super) async fn start(launch: Launch) -> Result<Monitor, Error> {
     let hold = match launch.die_with_parent {
@@ -109,7 +83,7 @@ fn spawn(launch: Launch) -> Result<(Guard, OwnedFd, PipeReader), Error> {
             other => std::io::Error::other(other),
         },
     })?;
-    Ok((Guard(Some(process)), launch.ours, stderr))
+    Ok((Guard::new(process), launch.ours, stderr))
 }
 
 /// Takes hold of a process that the monitor forked for this one. One that has ended is reaped.
@@ -153,8 +127,8 @@ impl Monitor {
         output: Arc<Output>,
         hold: Hold,
     ) -> Result<Monitor, Error> {
-        let guard = Guard(Some(process));
-        let process = guard.0.as_ref().expect("it was just put in");
+        let guard = Guard::new(process);
+        let process = guard.process();
         let pid = process.identity().pid;
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let client = Arc::new(Client::new(control).map_err(failed("watch", &proc))?);
@@ -353,23 +327,15 @@ pub(super) fn strange(step: &'static str, reply: &Reply) -> Error {
     }
 }
 
-/// Waits for the end of a process, reaps it, and says how it ended as far as the guest is concerned.
+/// Waits for the end of a process, and says how it ended as far as the guest is concerned.
 async fn watch_end(
     process: &Process,
     pidfd: &AsyncFd<OwnedFd>,
     mut seen: watch::Receiver<Seen>,
 ) -> Exit {
-    if let Err(error) = pidfd.readable().await {
-        tracing::error!(%error, "a process cannot be watched");
+    let Ok(exit) = child::ended(process, pidfd, &mut seen, |seen| seen.closed).await else {
         return Exit::Unknown;
-    }
-    let exit = process.try_wait().unwrap_or_else(|error| {
-        tracing::error!(%error, "a process cannot be reaped");
-        None
-    });
-    // What it said before it left may still be on its way here.
-    let closed = seen.wait_for(|seen| seen.closed);
-    let _ = tokio::time::timeout(LAST_WORDS, closed).await;
+    };
     let exiting = seen.borrow().exiting.clone();
     if let Some((vmm::Exit::Internal, message)) = &exiting {
         tracing::warn!(message, "the monitor gave up a VM");

@@ -59,7 +59,7 @@ impl Place {
             id: id.to_owned(),
             booted,
         };
-        record.write(&dir.file(RECORD))?;
+        crate::record::write(&dir.file(RECORD), &record)?;
         let vsock = dir.listen(VSOCK)?.into();
         let console = dir.file(CONSOLE_LOG);
         let created = File::options()

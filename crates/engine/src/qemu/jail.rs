@@ -12,8 +12,8 @@ use tokio::sync::OnceCell;
 
 use super::Accel;
 use super::persist::DEVICES_MAX;
-use crate::error::chain;
 use crate::{Enforcement, blocking};
+use forkd_host::chain;
 
 /// QEMU's own part of the confinement, which it enters when it has started.
 pub(super) const SANDBOX: &str =

@@ -12,9 +12,10 @@ use tokio::net::UnixStream;
 use super::arguments::{Launch, Sockets, Start, arguments, inherited};
 use super::jail::Walls;
 use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
-use super::process::{LAST_WORDS, Monitor};
+use super::process::Monitor;
 use super::request::Command;
 use super::{Setup, console, missing};
+use crate::child::Guard;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
 use crate::{Error, Lifetime, MachineSpec, SlotHandles, blocking};
@@ -74,26 +75,6 @@ struct Started {
     names: Vec<(RawFd, PathBuf)>,
 }
 
-/// A new process that nobody watches yet.
-struct Guard(Option<Process>);
-
-impl Guard {
-    fn disarm(mut self) -> Process {
-        self.0.take().expect("a guard is disarmed once")
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(process) = self.0.take() {
-            let killed = process.kill().and_then(|()| process.wait_for(LAST_WORDS));
-            if let Err(error) = killed {
-                tracing::error!(%error, "a QEMU process may be left over");
-            }
-        }
-    }
-}
-
 /// Sockets are there, and connected to, before the process: nothing has to be waited or polled for.
 fn spawn(plan: Plan) -> Result<Started, Error> {
     let run_dir = RunDir::open(&plan.run_dir)?;
@@ -150,7 +131,7 @@ fn spawn(plan: Plan) -> Result<Started, Error> {
         confine: plan.walls.confinement(plan.user),
         ..Spawn::new(program, args)
     });
-    let guard = Guard(Some(process.map_err(|error| not_started(program, error))?));
+    let guard = Guard::new(process.map_err(|error| not_started(program, error))?);
     Ok(Started {
         run_dir,
         guard,

@@ -16,9 +16,9 @@ use rustix::fs::{Advice, MemfdFlags, SealFlags};
 
 use super::persist::Record;
 use super::vm::Ram;
-use crate::error::chain;
 use crate::rundir::failed;
 use crate::{Error, LayerFiles, SnapshotFiles};
+use forkd_host::chain;
 
 const PAGE: u64 = layer::PAGE_SIZE;
 /// Pagemap entries read at once: 16 MiB of guest RAM.

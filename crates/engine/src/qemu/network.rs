@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use forkd_host::net::{netns, tap};
 
-use crate::error::chain;
+use forkd_host::chain;
 
 /// The kernel puts a number in.
 const NAME: &str = "nowhere%d";

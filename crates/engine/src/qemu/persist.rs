@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use forkd_host::file::read_bounded;
 use serde::{Deserialize, Serialize};
 
-use crate::error::chain;
 use crate::rundir::failed;
 use crate::{Error, MachineSpec};
+use forkd_host::chain;
 
 const MAGIC: [u8; 8] = *b"FKDQEMU1";
 /// Device state of a small machine is 150 KiB; some of that is per vCPU and per device.
@@ -206,21 +206,4 @@ pub(super) struct Record {
     pub(super) ram: PathBuf,
     /// Whether RAM *is* that file; otherwise pages that were written are private to the process.
     pub(super) shared: bool,
-}
-
-impl Record {
-    /// The most bytes a record can have.
-    const SIZE_MAX: u64 = 64 << 10;
-
-    pub(super) fn write(&self, path: &Path) -> Result<(), Error> {
-        let bytes =
-            serde_json::to_vec(self).map_err(|error| failed("encode", path)(error.into()))?;
-        std::fs::write(path, bytes).map_err(failed("write", path))
-    }
-
-    /// `None`: there is none, or none that can be understood.
-    pub(super) fn read(path: &Path) -> Option<Record> {
-        let bytes = read_bounded(path, Record::SIZE_MAX).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
 }

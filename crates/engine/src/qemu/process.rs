@@ -15,19 +15,13 @@ use tokio::sync::watch;
 
 use super::client::{self, Client, Seen};
 use super::request::{Command, Shutdown, Status, parse_set, parse_status};
+use crate::child::{self, KILL_LIMIT, LAST_WORDS, OOM_SCORE};
 use crate::output::Output;
 use crate::rundir::failed;
 use crate::{Error, Exit, ProcessIdentity};
 
-/// How long a killed process may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
 /// How long a loaded VM may take to run, on a host with far more VMs than cores.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
-/// How long to wait for last words after the end.
-pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Sandboxes go before the daemon when the host's memory runs out.
-const OOM_SCORE: i16 = 500;
-
 /// A QEMU process that somebody holds on to. Until [`Monitor::keep`] is called, letting go kills it.
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -173,7 +167,7 @@ impl Monitor {
     pub(super) async fn kill(&self) -> Result<(), Error> {
         self.process.kill().map_err(|error| Error::Control {
             step: "kill",
-            detail: crate::error::chain(&error),
+            detail: forkd_host::chain(&error),
         })?;
         match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
             Ok(_) => Ok(()),
@@ -205,23 +199,15 @@ impl Drop for Monitor {
     }
 }
 
-/// Waits for the end of a process, reaps it, and says how it ended as far as the guest is concerned.
+/// Waits for the end of a process, and says how it ended as far as the guest is concerned.
 async fn watch_end(
     process: &Process,
     pidfd: &AsyncFd<OwnedFd>,
     mut seen: watch::Receiver<Seen>,
 ) -> Exit {
-    if let Err(error) = pidfd.readable().await {
-        tracing::error!(%error, "a process cannot be watched");
+    let Ok(exit) = child::ended(process, pidfd, &mut seen, |seen| seen.closed).await else {
         return Exit::Unknown;
-    }
-    let exit = process.try_wait().unwrap_or_else(|error| {
-        tracing::error!(%error, "a process cannot be reaped");
-        None
-    });
-    // What it said before it left may still be on its way here.
-    let closed = seen.wait_for(|seen| seen.closed);
-    let _ = tokio::time::timeout(LAST_WORDS, closed).await;
+    };
     let shutdown = seen.borrow().shutdown;
     match (exit, shutdown) {
         (Some(host::Exit::Signal(signal)), _) => Exit::Signal(signal),

@@ -86,7 +86,7 @@ impl QemuTemplate {
             ram: self.ram_path.clone(),
             shared: false,
         };
-        record.write(&plan.run_dir.join(RECORD))?;
+        crate::record::write(&plan.run_dir.join(RECORD), &record)?;
         let ram = Ram::new(self.reopen_ram()?, &self.ram_path, false);
         let (run_dir, monitor) = launch::start(plan).await?;
         monitor

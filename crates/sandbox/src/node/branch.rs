@@ -340,7 +340,7 @@ fn put_together(
     layer: &LayerFiles,
     to: &std::path::Path,
 ) -> Result<(), std::io::Error> {
-    let other = |error: &dyn std::error::Error| std::io::Error::other(crate::actor::chain(error));
+    let other = |error: &dyn std::error::Error| std::io::Error::other(forkd_host::chain(error));
     let base = std::fs::File::open(&below.memory)?;
     let options = std::fs::File::options()
         .read(true)

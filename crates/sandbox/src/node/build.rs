@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{Node, blocking, cancelled_error, templates};
-use crate::actor::{chain, wall_clock_ns};
+use forkd_host::chain;
+
+use crate::actor::wall_clock_ns;
 use crate::place::{Place, Wish};
 use crate::spec::{SnapshotRequest, Warm};
 use crate::view::{SnapshotOutcome, SnapshotStages, SnapshotStep};

@@ -17,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::templates::Loaded;
 use super::{Node, blocking, cancelled_error, now_unix};
-use crate::actor::{self, Fork, Handle, chain};
+use crate::actor::{self, Fork, Handle};
 use crate::machine::State;
 use crate::place::{Place, PlaceRecord, Wish};
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
 use crate::view::{Ending, ForkOutcome, SandboxStatus, SandboxView};
 use crate::{Error, admission, crash, ids, limits};
+use forkd_host::chain;
 
 type VmSender = oneshot::Sender<Result<Arc<dyn Vm>, String>>;
 

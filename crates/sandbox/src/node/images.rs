@@ -216,7 +216,7 @@ fn listed_view(line: Listed, root: &std::path::Path) -> SnapshotView {
         id: String::new(),
         status,
         bootable: false,
-        problem: line.problem.map(|damage| crate::actor::chain(&damage)),
+        problem: line.problem.map(|damage| forkd_host::chain(&damage)),
         created_at_unix: 0,
         engine: String::new(),
         image: String::new(),

@@ -137,7 +137,7 @@ impl Node {
         {
             Ok(vm) => vm,
             Err(e) => {
-                warn!(id = %record.id, error = actor::chain(&e), "sandbox cannot be adopted");
+                warn!(id = %record.id, error = forkd_host::chain(&e), "sandbox cannot be adopted");
                 None
             }
         }

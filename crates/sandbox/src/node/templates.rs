@@ -16,8 +16,8 @@ use tracing::warn;
 
 use super::behind::Table;
 use super::blocking;
-use crate::actor::chain;
 use crate::{Error, crash, ids};
+use forkd_host::chain;
 
 /// A template and what it keeps from being removed.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{Isolation, PlaceRecord};
 use crate::Error;
-use crate::actor::chain;
+use forkd_host::chain;
 
 /// How long a fork waits for a slot when none is ready.
 const SLOT_PATIENCE: Duration = Duration::from_secs(20);

@@ -119,12 +119,7 @@ fn the_kernel_takes_the_rules() {
         &["all:25", "192.0.2.9"],
     );
     let cluster: Ipv4Net = "198.51.100.0/24".parse().unwrap();
-    let mut texts = vec![
-        host(),
-        host(),
-        no_host(),
-        slot(OUTER, &Policy::NONE, &[], 1),
-    ];
+    let mut texts = vec![host(), host(), slot(OUTER, &Policy::NONE, &[], 1)];
     texts.push(slot(OUTER, &full, &[cluster], 2));
     for (verdict, port) in [(Verdict::Allow, Some(443)), (Verdict::Deny, None)] {
         texts.push(resolved(verdict, &["192.0.2.1".parse().unwrap()], port, 30));
