@@ -29,7 +29,7 @@ MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo -p forkd-vmm)
 LAB ?= short
 
 .PHONY: help demo test test-image test-run deps need-cargo need-root build agent install bench \
-        bench-api conformance soak lab \
+        bench-api bench-isolation conformance soak lab \
         check fmt clippy fuzz-short clean
 
 help: ## Show this help
@@ -131,6 +131,11 @@ bench: need-root need-cargo deps build ## Measure on this machine; also writes t
 bench-api: need-root need-cargo deps test-image ## Measure the HTTP interface, and where a fork of ten takes its time
 	@cargo bench -q -p forkd-daemon
 	@env $(TEST_ENV) cargo bench -q -p forkd-daemon -- qemu
+
+bench-isolation: need-root need-cargo deps ## Measure what a network, a control group and the jail cost a fork
+	@cargo build -q --release -p forkd-vmm
+	@env FORKD_VMM=$(abspath $(TARGET))/release/forkd-vmm \
+	    cargo test -q --release -p forkd-engine --lib -- --ignored what_isolation_costs --nocapture
 
 conformance: need-cargo ## Send the interface what its description allows and forbids (schemathesis, from PyPI)
 	@cargo test -q -p forkd-daemon --test it -- conformance --nocapture

@@ -1,6 +1,7 @@
 //! The kvm engine: pure parts always; real processes with the monitor's own test guest where /dev/kvm
 //! opens; the contract with Linux guests where the CPU can run them.
 
+mod isolation;
 mod linux;
 mod machine;
 mod monitor;

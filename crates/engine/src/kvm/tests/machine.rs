@@ -62,7 +62,7 @@ impl Yard {
             initramfs: PathBuf::new(),
             rootfs: PathBuf::new(),
             cmdline: String::new(),
-            network: false,
+            network: true,
         }
     }
 
@@ -83,6 +83,8 @@ impl Yard {
             &number(&theirs).to_string(),
             "--memory",
             &MEMORY_MIB.to_string(),
+            "--mac",
+            "02:00:00:00:00:01",
         ];
         let launch = Launch {
             program: self.program.clone(),
