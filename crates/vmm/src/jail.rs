@@ -46,6 +46,7 @@ pub fn enter_empty_root() -> Result<(), Error> {
         maximum: Some(0),
     };
     rustix::process::setrlimit(Resource::Core, no_core).map_err(at("forbid core dumps"))?;
+    forget_limits_of_users();
     let spaces =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     unshare(spaces).map_err(at("leave the host's namespaces"))?;
@@ -67,6 +68,19 @@ pub fn enter_empty_root() -> Result<(), Error> {
     rustix::process::chdir("/").map_err(at("enter the new root"))
 }
 
+/// What is counted by user must not run out because another sandbox has the same one. The memory of
+/// processes and signals is counted by control group all the same.
+fn forget_limits_of_users() {
+    let none = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    for counted in [Resource::Nproc, Resource::Sigpending] {
+        // Without the capability to raise limits they stay as they are.
+        _ = rustix::process::setrlimit(counted, none);
+    }
+}
+
 fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     #[expect(
         deprecated,
@@ -75,7 +89,8 @@ fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     rustix::thread::unshare(flags)
 }
 
-/// Gives up root for good: groups, group, user, and with them every capability.
+/// Gives up root for good: groups, group, user, and with them every capability. Nobody but root can
+/// trace the process or read its memory afterwards, not even a process of the same user.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), Error> {
     let failed = |e: rustix::io::Errno| Error::User {
         uid,
@@ -86,7 +101,10 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
     rustix::thread::set_thread_groups(&[]).map_err(failed)?;
     rustix::thread::set_thread_res_gid(group, group, group).map_err(failed)?;
-    rustix::thread::set_thread_res_uid(user, user, user).map_err(failed)
+    rustix::thread::set_thread_res_uid(user, user, user).map_err(failed)?;
+    // Changing the user has done so, unless the host's fs.suid_dumpable says otherwise.
+    let hidden = rustix::process::DumpableBehavior::NotDumpable;
+    rustix::process::set_dumpable_behavior(hidden).map_err(failed)
 }
 
 /// Names the process for people who look at a process list.

@@ -8,6 +8,10 @@
 //!   what only the main thread does: of KVM only running the vCPU and raising interrupts remain, no fork,
 //!   no change of privileges. The kernel asks both filters, so the second one need not list again what
 //!   the first allows. It is short because every fork installs it anew.
+//!
+//! No call acts on another process, not even on one of the same user: vCPUs are interrupted by timers,
+//! which reach threads of their own process only, instead of by `tgkill`. So forks of a branch that is
+//! not written yet, which share its sandbox's user, are apart all the same.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -45,7 +49,6 @@ const EVERY_THREAD: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_fstat,
     libc::SYS_fsync,
@@ -81,7 +84,6 @@ const EVERY_THREAD: &[i64] = &[
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
     libc::SYS_statx,
-    libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
 ];
@@ -95,13 +97,31 @@ const MAIN_THREAD: &[i64] = &[
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_geteuid,
-    libc::SYS_prctl,
     libc::SYS_rt_sigaction,
     libc::SYS_seccomp,
     libc::SYS_setgroups,
     libc::SYS_setresgid,
     libc::SYS_setresuid,
+    libc::SYS_timer_create,
+    libc::SYS_timer_settime,
     libc::SYS_waitid,
+];
+
+/// What may be done to a descriptor. Not its flags: siblings share the disks', and one that asked for
+/// direct access would break every other's reads. Not its owner and signal either: they reach any
+/// process of the same user.
+const FCNTLS: [i32; 4] = [
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+];
+/// What a process may change about itself. Scheduling together with another process is left out.
+const PRCTLS: [i32; 4] = [
+    libc::PR_SET_NAME,
+    libc::PR_SET_NO_NEW_PRIVS,
+    libc::PR_SET_PDEATHSIG,
+    libc::PR_SET_DUMPABLE,
 ];
 
 /// Every KVM request has this type byte.
@@ -122,21 +142,7 @@ static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 /// Confines this thread, and every process forked from it, as a main thread; prepares the filter of
 /// vCPU threads. Call it last before serving.
 pub fn confine_main() -> Result<(), Error> {
-    let kvm = condition(SeccompCmpOp::MaskedEq(TYPE_MASK), KVM_TYPE)?;
-    let ioctls = [
-        kvm,
-        equal(PAGEMAP_SCAN)?,
-        equal(FIONBIO)?,
-        equal(TUNSETVNETHDRSZ)?,
-        equal(TUNSETOFFLOAD)?,
-    ];
-    let ioctls: Result<Vec<_>, _> = ioctls.into_iter().map(|one| rule(vec![one])).collect();
-    let main = compile(
-        &[EVERY_THREAD, MAIN_THREAD].concat(),
-        ioctls?,
-        SeccompAction::Allow,
-        SeccompAction::KillProcess,
-    )?;
+    let main = main_filter()?;
     _ = VCPU_FILTER.set(vcpu_filter()?);
     seccompiler::apply_filter(&main).map_err(Error::Install)
 }
@@ -152,28 +158,65 @@ pub fn confine_vcpu() {
     }
 }
 
-fn equal(request: u64) -> Result<SeccompCondition, Error> {
-    condition(SeccompCmpOp::Eq, request)
+/// The register that says what a call is to do.
+#[derive(Debug, Clone, Copy)]
+enum Argument {
+    First = 0,
+    Second = 1,
 }
 
-/// A condition on the request of an ioctl. The upper half of the register is ignored by the kernel.
-fn condition(op: SeccompCmpOp, request: u64) -> Result<SeccompCondition, Error> {
-    SeccompCondition::new(1, SeccompCmpArgLen::Dword, op, request).map_err(Error::Compile)
+/// One rule for each value that the argument may have.
+fn one_of(argument: Argument, values: &[u64]) -> Result<Vec<SeccompRule>, Error> {
+    let values = values.iter();
+    values
+        .map(|value| rule(vec![condition(argument, SeccompCmpOp::Eq, *value)?]))
+        .collect()
+}
+
+/// A condition on an argument. The kernel ignores the upper half of these registers.
+fn condition(argument: Argument, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, Error> {
+    SeccompCondition::new(argument as u8, SeccompCmpArgLen::Dword, op, value)
+        .map_err(Error::Compile)
 }
 
 fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, Error> {
     SeccompRule::new(conditions).map_err(Error::Compile)
 }
 
-/// Kills at what [`MAIN_THREAD`] lists and at every ioctl that is none of a vCPU's.
+/// Allows what the lists above name, and kills at everything else.
+fn main_filter() -> Result<BpfProgram, Error> {
+    let kvm = condition(
+        Argument::Second,
+        SeccompCmpOp::MaskedEq(TYPE_MASK),
+        KVM_TYPE,
+    )?;
+    let mut ioctls = one_of(
+        Argument::Second,
+        &[PAGEMAP_SCAN, FIONBIO, TUNSETVNETHDRSZ, TUNSETOFFLOAD],
+    )?;
+    ioctls.push(rule(vec![kvm])?);
+    let numbers = |values: [i32; 4]| values.map(|value| value as u64);
+    compile(
+        &[EVERY_THREAD, MAIN_THREAD].concat(),
+        vec![
+            (libc::SYS_ioctl, ioctls),
+            (libc::SYS_fcntl, one_of(Argument::Second, &numbers(FCNTLS))?),
+            (libc::SYS_prctl, one_of(Argument::First, &numbers(PRCTLS))?),
+        ],
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
+    )
+}
+
+/// Kills at what only the main thread does and at every ioctl that is none of a vCPU's.
 fn vcpu_filter() -> Result<BpfProgram, Error> {
     let other: Result<Vec<_>, _> = VCPU_IOCTLS
         .iter()
-        .map(|request| condition(SeccompCmpOp::Ne, *request))
+        .map(|request| condition(Argument::Second, SeccompCmpOp::Ne, *request))
         .collect();
     compile(
-        MAIN_THREAD,
-        vec![rule(other?)?],
+        &[MAIN_THREAD, &[libc::SYS_prctl]].concat(),
+        vec![(libc::SYS_ioctl, vec![rule(other?)?])],
         SeccompAction::KillProcess,
         SeccompAction::Allow,
     )
@@ -181,13 +224,13 @@ fn vcpu_filter() -> Result<BpfProgram, Error> {
 
 fn compile(
     calls: &[i64],
-    ioctls: Vec<SeccompRule>,
+    chosen: Vec<(i64, Vec<SeccompRule>)>,
     listed: SeccompAction,
     others: SeccompAction,
 ) -> Result<BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         calls.iter().map(|call| (*call, Vec::new())).collect();
-    rules.insert(libc::SYS_ioctl, ioctls);
+    rules.extend(chosen);
     let filter = SeccompFilter::new(rules, others, listed, TargetArch::x86_64);
     filter.and_then(TryInto::try_into).map_err(Error::Compile)
 }

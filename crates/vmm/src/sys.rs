@@ -166,6 +166,66 @@ pub fn retire_heap() {
     }
 }
 
+/// Interrupts one thread of this process, from any other of its threads. A timer, because the kernel
+/// lets a timer signal threads of its own process only: unlike `tgkill` it need not be forbidden to
+/// whoever takes the process over. A fork does not inherit it.
+#[derive(Debug, Clone, Copy)]
+pub struct Interrupt {
+    timer: libc::c_int,
+}
+
+impl Interrupt {
+    /// Prepares to send `signal` to the calling thread. EAGAIN where RLIMIT_SIGPENDING is reached.
+    pub fn of_this_thread(signal: libc::c_int) -> io::Result<Interrupt> {
+        // SAFETY: sigevent is plain old data, and all zeroes a valid value of it.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal;
+        // SAFETY: gettid takes nothing and cannot fail.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut timer: libc::c_int = -1;
+        let clock = libc::CLOCK_MONOTONIC;
+        // SAFETY: both pointers are to live values of the types that the kernel expects; it writes an
+        // int, whatever libc's timer_t is.
+        let made = unsafe {
+            libc::syscall(
+                libc::SYS_timer_create,
+                clock,
+                &raw mut event,
+                &raw mut timer,
+            )
+        };
+        if made == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Interrupt { timer })
+    }
+
+    /// Interrupts the thread, soon; one that has ended hears nothing.
+    pub fn fire(self) {
+        let zero = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let at_once = libc::itimerspec {
+            it_interval: zero,
+            it_value: libc::timespec { tv_nsec: 1, ..zero },
+        };
+        let none = std::ptr::null_mut::<libc::itimerspec>();
+        // SAFETY: the new time lives across the call, and the old one is not asked for. The timer lives
+        // as long as the process; the time is valid, so the call does not fail.
+        unsafe {
+            libc::syscall(
+                libc::SYS_timer_settime,
+                self.timer,
+                0,
+                &raw const at_once,
+                none,
+            )
+        };
+    }
+}
+
 /// Ends the process without running destructors: a VM's mappings and descriptors are the kernel's
 /// to release.
 pub fn exit_now(code: i32) -> ! {

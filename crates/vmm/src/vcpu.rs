@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   main thread                          vCPU thread
-//!   gate.close(); kick ───────signal───► KVM_RUN returns EINTR
+//!   gate.close(); kick ───────timer────► KVM_RUN returns EINTR
 //!                                        KVM_RUN once more with immediate_exit: finishes the
 //!                                        access that was in flight, enters no guest code
 //!   wait for all   ◄─────parked───────── holds no lock, waits at the gate
@@ -17,19 +17,20 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_xsave};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{self, Killable};
+use vmm_sys_util::signal;
 
 use forkd_wire::vmm::Exit;
 
 use crate::bus::{Bus, lock};
 use crate::exit::ExitEvent;
 use crate::kvm;
+use crate::sys::Interrupt;
 
 /// Offset of the kick signal from SIGRTMIN.
 const KICK: i32 = 0;
@@ -41,10 +42,12 @@ pub struct Vcpu {
     /// Taken and dropped when a branch sheds KVM.
     fd: Mutex<Option<VcpuFd>>,
     immediate_exit: NonNull<AtomicU8>,
+    /// Of the thread that runs it, once that runs.
+    interrupt: OnceLock<Interrupt>,
 }
 
 // SAFETY: `immediate_exit` points into the run page, which stays mapped as long as `fd` holds the
-// vCPU; the only access is an atomic store of one byte, and `kick` checks that `fd` is still there by
+// vCPU; the only access is an atomic store of one byte, and `fd` is still there at every `kick` by its
 // being called only by the machine that owns both.
 unsafe impl Send for Vcpu {}
 // SAFETY: as above: atomic access through a shared reference.
@@ -65,6 +68,7 @@ impl Vcpu {
         Vcpu {
             fd: Mutex::new(Some(fd)),
             immediate_exit,
+            interrupt: OnceLock::new(),
         }
     }
 
@@ -80,9 +84,25 @@ impl Vcpu {
         drop(lock(&self.fd).take());
     }
 
-    fn hold_out(&self) {
+    /// Says that this thread is the one that runs it.
+    fn taken(&self) -> std::io::Result<()> {
+        let interrupt = Interrupt::of_this_thread(signal::SIGRTMIN() + KICK)?;
+        _ = self.interrupt.set(interrupt);
+        // See `kick`.
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Brings its thread out of the guest. A thread that has not taken it yet looks at the gate before
+    /// it enters the guest.
+    fn kick(&self) {
         // SAFETY: see the `Send` argument; the kernel reads the byte, atomically by nature.
         unsafe { self.immediate_exit.as_ref() }.store(1, Ordering::SeqCst);
+        // Together with the gate's own: either this sees the thread, or the thread the closed gate.
+        fence(Ordering::SeqCst);
+        if let Some(interrupt) = self.interrupt.get() {
+            interrupt.fire();
+        }
     }
 }
 
@@ -217,6 +237,10 @@ impl Threads {
         for (number, vcpu) in vcpus.iter().enumerate() {
             let (vcpu, shared) = (vcpu.clone(), shared.clone());
             let body = move || {
+                if let Err(error) = vcpu.taken() {
+                    shared.exit.end(Exit::Internal, cannot_be_paused(&error));
+                    return stay(&shared);
+                }
                 confine();
                 run(&vcpu, &shared);
             };
@@ -244,11 +268,8 @@ impl Threads {
     /// Brings every vCPU to rest at the gate. Returns when all stand still.
     pub fn park(&self) {
         self.gate.close();
-        for (vcpu, thread) in self.vcpus.iter().zip(&self.threads) {
-            vcpu.hold_out();
-            // A thread that has ended (the machine is exiting) cannot be signalled, and need not be.
-            _ = thread.kill(signal::SIGRTMIN() + KICK);
-        }
+        // A thread that has ended (the machine is exiting) cannot be interrupted, and need not be.
+        self.vcpus.iter().for_each(|vcpu| vcpu.kick());
         self.wakeups.iter().for_each(|wakeup| wakeup.wake());
         let alive = self
             .threads
@@ -269,6 +290,12 @@ impl Threads {
         // Joining or dropping handles of threads that are not there is glibc's undefined behaviour.
         std::mem::forget(self.threads);
     }
+}
+
+fn cannot_be_paused(error: &std::io::Error) -> String {
+    format!(
+        "cannot prepare to pause a vCPU: {error}: raise the limit on pending signals (ulimit -i)"
+    )
 }
 
 /// What became of one stay in the guest.

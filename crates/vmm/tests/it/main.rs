@@ -9,7 +9,9 @@
 )]
 
 mod support;
+mod sys;
 
+mod attack;
 mod branch;
 mod confine;
 mod cpus;
