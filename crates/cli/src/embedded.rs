@@ -3,8 +3,8 @@
 use axum::Router;
 use forkd_daemon::{EngineArgs, Error, NodePaths, Options};
 use forkd_engine::Lifetime;
-use forkd_sandbox::Node;
 use forkd_sandbox::view::{Close, Recovery};
+use forkd_sandbox::{Admission, Node};
 
 use crate::failure::{Failure, chain};
 
@@ -19,8 +19,14 @@ pub(crate) struct Opened {
 /// Opens the node. Its sandboxes end with this process, however it ends.
 pub(crate) async fn open(paths: &NodePaths, args: &EngineArgs) -> Result<Opened, Failure> {
     let engine = forkd_daemon::select_engine(args).map_err(|error| no_engine(&error))?;
-    let opened =
-        forkd_daemon::open_node(paths, engine, Lifetime::DieWithParent, args.isolation()).await;
+    let opened = forkd_daemon::open_node(
+        paths,
+        engine,
+        Lifetime::DieWithParent,
+        args.isolation(),
+        Admission::default(),
+    )
+    .await;
     let (node, recovery) = opened.map_err(not_opened)?;
     Ok(Opened {
         node,

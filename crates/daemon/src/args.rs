@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use forkd_engine::select::Options;
-use forkd_sandbox::Isolation;
+use forkd_sandbox::{Admission, Isolation};
 use ipnet::Ipv4Net;
 
 use crate::paths::PathArgs;
@@ -30,6 +30,9 @@ pub struct ServeArgs {
     /// How sandboxes are kept apart.
     #[command(flatten)]
     pub isolation: IsolationArgs,
+    /// How much the node takes on.
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
     /// File of one JSON line per request; `none` writes nothing
     /// [default: /var/log/forkd/audit.log for root, DATA_DIR/audit.log otherwise].
     #[arg(long, env = "FORKD_AUDIT_LOG", value_name = "FILE")]
@@ -171,6 +174,40 @@ impl IsolationArgs {
             cgroup_root: self.cgroup_root.clone(),
             required: self.require_isolation,
             ..engine.isolation()
+        }
+    }
+}
+
+/// How much a node takes on. What would be too much is refused, before anything is done.
+#[derive(Debug, Clone, Args)]
+pub struct AdmissionArgs {
+    /// Sandboxes there may be; more are answered with 429.
+    #[arg(long, env = "FORKD_MAX_SANDBOXES", value_name = "N", default_value_t = Admission::default().sandboxes_max)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_sandboxes: u32,
+    /// Virtual CPUs of all sandboxes together, for each processor that the daemon may use; more are answered with
+    /// 429 [default: without bound].
+    #[arg(long, env = "FORKD_MAX_VCPUS_PER_CPU", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_vcpus_per_cpu: Option<u32>,
+    /// Memory left to everything else, of the host and of the daemon's own control group; what would take of it is
+    /// answered with 507.
+    #[arg(long, env = "FORKD_MEMORY_RESERVE_MIB", value_name = "MIB", default_value_t = Admission::default().memory_reserve_mib)]
+    pub memory_reserve_mib: u64,
+    /// Disk left free where snapshots and run directories are, at most a sixteenth of the file system; what would
+    /// take of it is answered with 507.
+    #[arg(long, env = "FORKD_DISK_RESERVE_MIB", value_name = "MIB", default_value_t = Admission::default().disk_reserve_mib)]
+    pub disk_reserve_mib: u64,
+}
+
+impl AdmissionArgs {
+    /// As the node takes it.
+    pub fn admission(&self) -> Admission {
+        Admission {
+            sandboxes_max: self.max_sandboxes,
+            vcpus_per_cpu: self.max_vcpus_per_cpu,
+            memory_reserve_mib: self.memory_reserve_mib,
+            disk_reserve_mib: self.disk_reserve_mib,
         }
     }
 }

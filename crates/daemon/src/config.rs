@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use forkd_sandbox::Isolation;
+use forkd_sandbox::{Admission, Isolation};
 
 use crate::args::{EngineArgs, OnExit, ServeArgs};
 use crate::paths::NodePaths;
@@ -37,6 +37,8 @@ pub struct Config {
     pub engine: EngineArgs,
     /// How sandboxes are kept apart.
     pub isolation: Isolation,
+    /// How much the node takes on.
+    pub admission: Admission,
     /// File of audit lines.
     pub audit_log: Option<PathBuf>,
     /// File or directory of tokens.
@@ -83,6 +85,7 @@ impl Config {
             bind: args.bind,
             paths,
             isolation: args.isolation.with(&args.engine),
+            admission: args.admission.admission(),
             engine: args.engine,
             audit_log,
             token_file: args.token_file,

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use forkd_sandbox::Room;
 use forkd_sandbox::spec::Warm;
 use forkd_sandbox::view::{self, SandboxView, SnapshotView};
 use forkd_slot::policy::{Mode, Policy, Rule};
+use forkd_wire::api::node::NodeRoom;
 use forkd_wire::api::sandbox::{
     GUEST_ADDR, MemoryUse, NetworkMode, NetworkPolicy, SandboxEnding, SandboxInfo, SandboxStages,
     SandboxState,
@@ -160,6 +162,20 @@ pub(crate) fn sandbox_state(status: view::SandboxStatus) -> SandboxState {
         view::SandboxStatus::Paused => SandboxState::Paused,
         view::SandboxStatus::Stopping => SandboxState::Stopping,
         view::SandboxStatus::Ended => SandboxState::Ended,
+    }
+}
+
+pub(crate) fn room(room: Room) -> NodeRoom {
+    NodeRoom {
+        sandboxes: room.sandboxes,
+        sandboxes_max: room.bounds.sandboxes_max.into(),
+        vcpus: room.vcpus,
+        vcpus_max: room.vcpus_max,
+        memory_available_mib: room.memory_available_mib,
+        memory_reserve_mib: room.bounds.memory_reserve_mib,
+        disk_available_mib: room.disk_available_mib,
+        disk_reserve_mib: room.bounds.disk_reserve_mib,
+        full: room.full,
     }
 }
 

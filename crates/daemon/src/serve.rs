@@ -8,7 +8,7 @@ use std::sync::Arc;
 use forkd_engine::{Engine, Lifetime};
 use forkd_sandbox::spec::NodeConfig;
 use forkd_sandbox::view::{Close, Recovery};
-use forkd_sandbox::{Isolation, Node};
+use forkd_sandbox::{Admission, Isolation, Node};
 use tokio::net::TcpListener;
 
 use crate::args::OnExit;
@@ -70,6 +70,7 @@ pub async fn open_node(
     engine: Arc<dyn Engine>,
     lifetime: Lifetime,
     isolation: Isolation,
+    admission: Admission,
 ) -> Result<(Node, Recovery), Error> {
     let state_dir = paths.state.parent().unwrap_or(&paths.data);
     for dir in [
@@ -90,6 +91,7 @@ pub async fn open_node(
         run_dir: paths.run.clone(),
         lifetime,
         isolation: possible(engine.as_ref(), isolation),
+        admission,
     };
     Node::open(config, engine).await.map_err(Error::Node)
 }
@@ -139,8 +141,14 @@ pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), E
         OnExit::Keep => Lifetime::Survive,
         OnExit::Kill => Lifetime::DieWithParent,
     };
-    let (node, recovery) =
-        open_node(&config.paths, engine, lifetime, config.isolation.clone()).await?;
+    let (node, recovery) = open_node(
+        &config.paths,
+        engine,
+        lifetime,
+        config.isolation.clone(),
+        config.admission,
+    )
+    .await?;
     tracing::info!(?recovery, "node opened");
     let app = App::new(
         node.clone(),

@@ -6,8 +6,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+mod headroom;
 #[cfg(test)]
 mod tests;
+
+pub use headroom::{memory_headroom, own_group};
 
 /// The controllers that limits need.
 pub const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "io"];

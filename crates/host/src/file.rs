@@ -181,11 +181,28 @@ pub fn remove_all(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Bytes that this process may still write to the file system that holds `path`.
-pub fn free_bytes(path: &Path) -> Result<u64, Error> {
+/// How full a file system is, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
+}
+
+/// How full the file system is that holds `path`.
+pub fn space(path: &Path) -> Result<Space, Error> {
     let stat = rustix::fs::statvfs(path);
     let stat = stat.map_err(|errno| failed("ask the free space of", path)(errno.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(Space {
+        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+/// Bytes that this process may still write to the file system that holds `path`.
+pub fn free_bytes(path: &Path) -> Result<u64, Error> {
+    Ok(space(path)?.free)
 }
 
 /// Refuses where fewer than `needed` bytes are free.

@@ -21,6 +21,7 @@ pub mod record;
 pub mod spec;
 pub mod view;
 
+pub use admission::{Admission, Resource, Room};
 pub use error::Error;
 pub use node::Node;
 pub use place::{Isolation, Missing, PlaceRecord};

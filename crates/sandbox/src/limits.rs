@@ -49,9 +49,3 @@ pub const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Ended sandboxes the node still tells about.
 pub const ENDED_KEPT: usize = 256;
-
-/// Host memory left untouched when a VM is admitted, MiB: below it the node would begin to swap or kill.
-pub const MEMORY_FLOOR_MIB: u64 = 128;
-
-/// Disk left untouched when a snapshot is written, bytes.
-pub const DISK_FLOOR_BYTES: u64 = 256 * 1024 * 1024;

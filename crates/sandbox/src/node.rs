@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actor::{Context, Handle, Request};
+use crate::admission::{Ledger, Room};
 use crate::place::Missing;
 use crate::spec::NodeConfig;
 use crate::view::{Close, Ending, MemoryUse, SandboxStatus, SandboxView};
@@ -46,6 +47,7 @@ struct Inner {
     context: Arc<Context>,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
     templates: Templates,
+    admission: Arc<Ledger>,
     /// Every task that owns a resource: closing waits for them.
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -182,6 +184,20 @@ impl Node {
             }
         }
         missing
+    }
+
+    /// How much room there is for more.
+    pub fn room(&self) -> Room {
+        self.inner.admission.room(self.load())
+    }
+
+    /// Sandboxes that have not ended, and their virtual CPUs.
+    fn load(&self) -> (u64, u64) {
+        let sandboxes = self.lock();
+        let loads = sandboxes.values().filter_map(Handle::vcpus);
+        loads.fold((0, 0), |(count, vcpus), more| {
+            (count + 1, vcpus + u64::from(more))
+        })
     }
 
     /// Changes what a running sandbox may reach.

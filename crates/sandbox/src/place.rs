@@ -93,6 +93,8 @@ pub struct Missing {
 pub(crate) struct Wish {
     /// Whether its guest has a network device.
     pub(crate) device: bool,
+    /// Its virtual CPUs.
+    pub(crate) vcpus: u32,
     /// What it wants to reach, if somebody said so.
     pub(crate) policy: Option<Policy>,
     /// What it may use.
@@ -115,6 +117,7 @@ pub(crate) struct Place {
     names: Option<(Names, AbortHandle)>,
     leaf: Option<Leaf>,
     limits_memory: bool,
+    vcpus: u32,
 }
 
 /// What is kept of a place.
@@ -123,6 +126,8 @@ pub(crate) struct Place {
 pub struct PlaceRecord {
     /// The slot's number.
     pub slot: Option<u32>,
+    /// Virtual CPUs of the machine that lives there; 0 in records that do not know.
+    pub vcpus: u32,
     /// The control group's path.
     pub cgroup: Option<PathBuf>,
     /// Whether there is a network.
@@ -180,6 +185,11 @@ impl Places {
             why: why.to_owned(),
         });
         self.missing.iter().cloned().chain(network).collect()
+    }
+
+    /// The group that sandboxes' groups are in.
+    pub(crate) fn group(&self) -> Option<&Path> {
+        self.groups.as_ref().map(cgroup::Root::path)
     }
 
     /// Tries everything that is tried only when it is first wanted. Blocks.
@@ -293,6 +303,7 @@ impl Places {
         match self.leaf(name, wish.limits) {
             Ok(leaf) => Ok(Place {
                 limits_memory: leaf.is_some() && self.has("memory"),
+                vcpus: wish.vcpus,
                 ..Place::new(slot, leaf, policy)
             }),
             Err(e) => {
@@ -337,6 +348,7 @@ impl Places {
         let leaf = record.cgroup.clone().and_then(Leaf::at);
         Place {
             limits_memory: leaf.is_some() && self.has("memory"),
+            vcpus: record.vcpus,
             ..Place::new(slot, leaf, policy)
         }
     }
@@ -380,6 +392,7 @@ impl Place {
             names: None,
             leaf,
             limits_memory: false,
+            vcpus: 0,
         }
     }
 
@@ -431,6 +444,11 @@ impl Place {
         self.slot.as_deref().filter(|_| networked)
     }
 
+    /// The virtual CPUs of the machine that lives there.
+    pub(crate) fn vcpus(&self) -> u32 {
+        self.vcpus.max(1)
+    }
+
     /// Whether a limit on its memory is enforced.
     pub(crate) fn limits_memory(&self) -> bool {
         self.limits_memory
@@ -458,6 +476,7 @@ impl Place {
             |rules: &[forkd_slot::policy::Rule]| rules.iter().map(ToString::to_string).collect();
         PlaceRecord {
             slot: self.slot.as_ref().map(|slot| slot.index()),
+            vcpus: self.vcpus,
             cgroup: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
             nat: policy.mode() == Mode::Nat,
             allow: texts(policy.allow()),

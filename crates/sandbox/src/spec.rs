@@ -8,6 +8,7 @@ use forkd_engine::Lifetime;
 use forkd_slot::policy::Policy;
 use forkd_wire::id::{SandboxId, Tag};
 
+use crate::admission::Admission;
 use crate::limits;
 use crate::place::Isolation;
 
@@ -195,6 +196,8 @@ pub struct NodeConfig {
     pub lifetime: Lifetime,
     /// How sandboxes are kept apart.
     pub isolation: Isolation,
+    /// What is kept free, and how much is taken on.
+    pub admission: Admission,
 }
 
 fn within(

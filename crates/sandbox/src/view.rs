@@ -156,6 +156,8 @@ pub struct SandboxView {
     pub ending: Option<Ending>,
     /// The VM's process.
     pub pid: Option<u32>,
+    /// Its virtual CPUs.
+    pub vcpus: u32,
     /// The engine that runs it.
     pub engine: String,
     /// Seconds since the Unix epoch.

@@ -81,6 +81,7 @@ async fn serve(paths: &NodePaths) -> SocketAddr {
         engine,
         Lifetime::DieWithParent,
         forkd_sandbox::Isolation::OFF,
+        forkd_sandbox::Admission::default(),
     )
     .await;
     let (node, _) = opened.unwrap();

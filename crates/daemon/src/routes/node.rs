@@ -46,9 +46,9 @@ pub(crate) async fn readyz(
     let mut checks = vec![check("store", store), check("lifecycle", draining)];
     let ready = checks.iter().all(|check| check.ok);
     // Probes have no token. Whoever has none learns only whether it is ready.
-    let missing = match caller {
-        Some(_) => app.node().missing().await,
-        None => vec![],
+    let (missing, room) = match caller {
+        Some(_) => (app.node().missing().await, Some(app.node().room())),
+        None => (vec![], None),
     };
     if caller.is_none() {
         checks.clear();
@@ -61,6 +61,7 @@ pub(crate) async fn readyz(
         ready,
         checks,
         not_enforced: not_enforced.collect(),
+        room: room.map(convert::room),
     };
     let status = if ready {
         StatusCode::OK
@@ -75,7 +76,10 @@ pub(crate) async fn readyz(
     responses((status = 200, content_type = "text/plain", body = String), Failures))]
 pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
     let snapshots = app.node().snapshots().await?;
-    let text = app.metrics().render(&app.node().sandboxes(), &snapshots);
+    let node = app.node();
+    let text = app
+        .metrics()
+        .render(&node.sandboxes(), &snapshots, &node.room());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 

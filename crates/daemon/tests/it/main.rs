@@ -5,6 +5,7 @@
 )]
 #![allow(clippy::print_stdout, reason = "tests say what they skipped")]
 
+mod admission;
 mod auth;
 #[path = "../../benches/api/client.rs"]
 mod client;

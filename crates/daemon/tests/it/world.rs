@@ -10,8 +10,8 @@ use forkd_daemon::audit::Audit;
 use forkd_daemon::auth::Access;
 use forkd_daemon::{NodePaths, Options};
 use forkd_engine::Lifetime;
-use forkd_sandbox::Node;
 use forkd_sandbox::view::Close;
+use forkd_sandbox::{Admission, Node};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ pub(crate) struct World {
     pub(crate) paths: NodePaths,
     pub(crate) engine: Arc<Host>,
     node: Option<Node>,
+    admission: Admission,
     pub(crate) router: Router,
 }
 
@@ -83,10 +84,15 @@ impl World {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> World {
+        World::bounded(Admission::default(), change).await
+    }
+
+    /// A world whose node takes on only so much.
+    pub(crate) async fn bounded(admission: Admission, change: impl FnOnce(&mut Options)) -> World {
         let dir = TempDir::new().unwrap();
         let paths = NodePaths::below(&dir.path().join("data"), &dir.path().join("run"));
         let engine = Arc::new(Host::default());
-        let (node, router) = open(&paths, &engine, change).await;
+        let (node, router) = open(&paths, &engine, admission, change).await;
         for file in ["kernel", "initramfs", "rootfs"] {
             std::fs::write(dir.path().join(file), file).unwrap();
         }
@@ -95,6 +101,7 @@ impl World {
             paths,
             engine,
             node: Some(node),
+            admission,
             router,
         }
     }
@@ -127,6 +134,7 @@ impl World {
                 engine,
                 Lifetime::Survive,
                 forkd_sandbox::Isolation::OFF,
+                self.admission,
             )
             .await
             {
@@ -211,6 +219,7 @@ impl World {
 async fn open(
     paths: &NodePaths,
     engine: &Arc<Host>,
+    admission: Admission,
     change: impl FnOnce(&mut Options),
 ) -> (Node, Router) {
     let opened = forkd_daemon::open_node(
@@ -218,6 +227,7 @@ async fn open(
         engine.clone(),
         Lifetime::Survive,
         forkd_sandbox::Isolation::OFF,
+        admission,
     )
     .await;
     let (node, _) = opened.unwrap();

@@ -51,6 +51,12 @@ impl Handle {
         self.view.borrow().status
     }
 
+    /// The virtual CPUs of a sandbox that has not ended.
+    pub(crate) fn vcpus(&self) -> Option<u32> {
+        let view = self.view.borrow();
+        (view.status != SandboxStatus::Ended).then_some(view.vcpus)
+    }
+
     /// The VM and its agent, once it was forked.
     pub(crate) fn vm(&self) -> Option<&(Arc<dyn Vm>, guest::Client)> {
         self.vm.get()

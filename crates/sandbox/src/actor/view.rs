@@ -26,6 +26,7 @@ pub(super) fn view_of(
         ended,
         ending,
         pid: record.process.map(|p| p.pid),
+        vcpus: place.vcpus(),
         engine: record.engine.clone(),
         created_at_unix: record.created_at_unix,
         deadline_unix: record.deadline_unix,

@@ -60,7 +60,8 @@ impl Node {
         let tag = tag_of(&request)?;
         let parent = self.parent_manifest(&source.tag).await?;
         let layer = !request.full && self.inner.engine.capabilities().save_layer;
-        let bytes = parent.machine.memory_mib * 1024 * 1024 + limits::DISK_FLOOR_BYTES;
+        let reserve = self.inner.admission.disk_reserve_bytes();
+        let bytes = parent.machine.memory_mib * 1024 * 1024 + reserve;
         let draft = self.branch_draft(&tag, bytes).await?;
         crash::point("branch: draft begun");
         let spec = save_spec(&draft, layer);

@@ -20,10 +20,11 @@ use super::{Node, blocking, cancelled_error, templates};
 use forkd_host::chain;
 
 use crate::actor::wall_clock_ns;
+use crate::admission::Promise;
 use crate::place::{Place, Wish};
 use crate::spec::{SnapshotRequest, Warm};
 use crate::view::{SnapshotOutcome, SnapshotStages, SnapshotStep};
-use crate::{Error, admission, console, crash, guest, ids, limits};
+use crate::{Error, console, crash, guest, ids, limits};
 
 type Steps = Option<mpsc::UnboundedSender<SnapshotStep>>;
 
@@ -45,7 +46,7 @@ impl Node {
         steps: Steps,
         cancelled: CancellationToken,
     ) -> Result<SnapshotOutcome, Error> {
-        let draft = self.begin_draft(&request).await?;
+        let (draft, _room) = self.begin_draft(&request).await?;
         crash::point("snapshot: draft begun");
         let id = format!("parent-{}", draft.id());
         let run_dir = self.inner.config.run_dir.join(&id);
@@ -79,21 +80,19 @@ impl Node {
         })
     }
 
-    async fn begin_draft(&self, request: &SnapshotRequest) -> Result<Draft, Error> {
+    async fn begin_draft(&self, request: &SnapshotRequest) -> Result<(Draft, Promise), Error> {
         self.inner.templates.behind.refuse_taken(&request.tag)?;
         let (store, tag) = (self.inner.store.clone(), request.tag.clone());
-        let bytes = request.memory_mib * 1024 * 1024 + limits::DISK_FLOOR_BYTES;
+        let bytes = request.memory_mib * 1024 * 1024 + self.inner.admission.disk_reserve_bytes();
         let draft = blocking(move || {
             let draft = store.begin(&tag)?;
             store.require_free(bytes)?;
             Ok::<_, forkd_snapshot::Error>(draft)
         })
         .await??;
-        admission::memory(
-            &format!("the parent of snapshot {}", request.tag),
-            request.memory_mib,
-        )?;
-        Ok(draft)
+        let what = format!("the parent of snapshot {}", request.tag);
+        let room = self.inner.admission.memory(what, request.memory_mib)?;
+        Ok((draft, room))
     }
 
     /// What the parent wants of the host.

@@ -7,6 +7,7 @@ use forkd_engine::{ForkSpec, Template, Vm};
 use forkd_host::cgroup::Limits;
 use forkd_host::file;
 use forkd_slot::policy::Mode;
+use forkd_snapshot::Machine;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -23,7 +24,7 @@ use crate::place::{Place, PlaceRecord, Wish};
 use crate::record::SandboxRecord;
 use crate::spec::ForkRequest;
 use crate::view::{Ending, ForkOutcome, SandboxStatus, SandboxView};
-use crate::{Error, admission, crash, ids, limits};
+use crate::{Error, crash, ids, limits};
 use forkd_host::chain;
 
 type VmSender = oneshot::Sender<Result<Arc<dyn Vm>, String>>;
@@ -43,8 +44,12 @@ impl Node {
     ) -> Result<ForkOutcome, Error> {
         let requested = Instant::now();
         let inner = &self.inner;
-        let private = u64::from(request.n) * private_mib(inner.engine.name());
-        admission::memory(&format!("{} forks of {}", request.n, request.tag), private)?;
+        let mut room = inner.admission.sandboxes(
+            format!("{} forks of {}", request.n, request.tag),
+            request.n,
+            private_mib(inner.engine.name()),
+            || self.load(),
+        )?;
         let loaded = inner
             .templates
             .get(
@@ -55,12 +60,14 @@ impl Node {
             )
             .await?;
         let template_ready = requested.elapsed();
+        let machine = &loaded.manifest.machine;
+        room.vcpus(machine.vcpus, || self.load())?;
         if cancelled.is_cancelled() {
             return Err(cancelled_error());
         }
         let mut records = new_records(&request, &loaded, self.engine())?;
         let names: Vec<String> = records.iter().map(|r| r.id.to_string()).collect();
-        let wish = wish(&request, loaded.manifest.machine.network)?;
+        let wish = wish(&request, machine)?;
         let places = inner.context.places.take_all(&names, &wish).await?;
         crash::point("fork: places taken");
         for (record, place) in records.iter_mut().zip(&places) {
@@ -75,6 +82,7 @@ impl Node {
         crash::point("fork: recorded");
         let residents = records.into_iter().zip(places).collect();
         let children = self.start_actors(residents, &request, requested)?;
+        room.listed();
         let ids: Vec<Handle> = children.iter().map(|c| c.handle.clone()).collect();
         let _stops = StopOnCancel::watch(&inner.tasks, cancelled.clone(), ids);
         let dirs = self.make_dirs(&children).await;
@@ -342,7 +350,8 @@ fn new_records(
 }
 
 /// What the forks want of the host.
-fn wish(request: &ForkRequest, device: bool) -> Result<Wish, Error> {
+fn wish(request: &ForkRequest, machine: &Machine) -> Result<Wish, Error> {
+    let device = machine.network;
     let wanted = request.network.as_ref();
     if !device && wanted.is_some_and(|policy| policy.mode() == Mode::Nat) {
         let text = format!("snapshot {} was made without a network device", request.tag);
@@ -351,6 +360,7 @@ fn wish(request: &ForkRequest, device: bool) -> Result<Wish, Error> {
     }
     Ok(Wish {
         device,
+        vcpus: machine.vcpus,
         policy: request.network.clone(),
         limits: Limits {
             memory_bytes: request.memory_limit_mib.map(|mib| mib * 1024 * 1024),

@@ -21,6 +21,7 @@ use super::templates::{Templates, templates_root};
 use super::{Inner, Node, blocking};
 use crate::Error;
 use crate::actor::{self, Context};
+use crate::admission::{self, Ledger};
 use crate::place::{PlaceRecord, Places};
 use crate::record::{Records, SandboxRecord};
 use crate::spec::NodeConfig;
@@ -38,6 +39,14 @@ impl Node {
         let files = config.clone();
         let (lock, store, records) = blocking(move || open_files(&files)).await??;
         let places = open_places(&config, &records).await?;
+        let admission = Ledger::new(
+            config.admission,
+            admission::Places {
+                snapshots: config.snapshot_root.clone(),
+                run: config.run_dir.clone(),
+                group: places.group().map(Path::to_owned),
+            },
+        );
         let context = Arc::new(Context {
             records,
             run_dir: config.run_dir.clone(),
@@ -50,6 +59,7 @@ impl Node {
             context,
             sandboxes: Mutex::new(BTreeMap::new()),
             templates: Templates::default(),
+            admission,
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             _lock: lock,

@@ -17,6 +17,7 @@ fn record(id: &str) -> SandboxRecord {
         memory_limit_mib: None,
         branches: 0,
         place: PlaceRecord {
+            vcpus: 2,
             slot: Some(12),
             cgroup: Some("/sys/fs/cgroup/forkd/a".into()),
             nat: true,

@@ -4,6 +4,7 @@
     reason = "a test ends where something unexpected happens"
 )]
 
+mod admission;
 mod behind;
 mod branches;
 mod forks;

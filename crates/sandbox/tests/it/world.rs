@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use forkd_engine::Lifetime;
 use forkd_engine::fake::{Fake, FakeConfig};
-use forkd_sandbox::Node;
 use forkd_sandbox::spec::{ForkRequest, ImageFiles, NodeConfig, SnapshotRequest};
 use forkd_sandbox::view::{Recovery, SandboxView};
+use forkd_sandbox::{Admission, Node};
 use forkd_wire::agent::EvalRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::{SandboxId, Tag};
@@ -129,12 +129,21 @@ pub(crate) async fn open(
     dir: &Path,
     config: FakeConfig,
 ) -> Result<(Node, Recovery), forkd_sandbox::Error> {
+    open_bounded(dir, config, Admission::default()).await
+}
+
+pub(crate) async fn open_bounded(
+    dir: &Path,
+    config: FakeConfig,
+    admission: Admission,
+) -> Result<(Node, Recovery), forkd_sandbox::Error> {
     let node_config = NodeConfig {
         snapshot_root: dir.join("snapshots"),
         state: dir.join("state.db"),
         run_dir: dir.join("run"),
         lifetime: Lifetime::Survive,
         isolation: forkd_sandbox::Isolation::OFF,
+        admission,
     };
     Node::open(node_config, Arc::new(Fake::new(config))).await
 }

@@ -37,6 +37,38 @@ pub struct Readiness {
     /// What this node does not do to keep sandboxes apart. It is ready all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_enforced: Vec<NotEnforced>,
+    /// How much room there is for more sandboxes. A full node is ready all the same: it serves those it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<NodeRoom>,
+}
+
+/// What a node has and what it keeps free. Requests that would go beyond are refused with `busy` or
+/// `insufficient_resources`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeRoom {
+    /// Sandboxes there are.
+    pub sandboxes: u64,
+    /// Sandboxes there may be.
+    pub sandboxes_max: u64,
+    /// Virtual CPUs of all sandboxes.
+    pub vcpus: u64,
+    /// Virtual CPUs there may be; left out where there is no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus_max: Option<u64>,
+    /// Memory that can be used, the reserve included, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_available_mib: Option<u64>,
+    /// Memory left to everything else, MiB.
+    pub memory_reserve_mib: u64,
+    /// Disk that can be used where snapshots are, the reserve included, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_available_mib: Option<u64>,
+    /// Disk left free, MiB.
+    pub disk_reserve_mib: u64,
+    /// Why not one more sandbox would be let in; left out where one would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<String>,
 }
 
 /// Something that a node does not do for its sandboxes.
