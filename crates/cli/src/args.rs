@@ -6,11 +6,13 @@ use clap::{Args, Parser, Subcommand};
 
 mod guest;
 mod image;
+mod netns;
 mod node;
 mod pairs;
 
 pub use guest::{Cp, Eval, Exec, Logs, Ping};
 pub use image::{Image, ImageBuild, ImageCommand, ImageRemove};
+pub use netns::{Netns, NetnsCommand, NetnsSetup, NetnsTeardown};
 pub use node::{
     Bench, Branch, Doctor, Fork, Images, Kill, Ls, Network, One, Quickstart, RemoveSnapshot,
     Snapshot, SnapshotInfo,
@@ -132,6 +134,8 @@ pub enum Command {
     Resume(One),
     /// Show or change what a running sandbox may reach
     Network(Network),
+    /// Make network slots before a node needs them, or take all away
+    Netns(Netns),
     /// Freeze a running sandbox into a new snapshot while it goes on
     Branch(Branch),
     /// Run a command in a sandbox

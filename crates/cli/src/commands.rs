@@ -15,6 +15,7 @@ mod eval;
 mod exec;
 mod fork;
 mod image;
+mod netns;
 mod network;
 mod quickstart;
 mod sandboxes;
@@ -68,6 +69,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<u8, Failure> {
         Command::Pause(args) => sandboxes::pause(context, &args).await,
         Command::Resume(args) => sandboxes::resume(context, &args).await,
         Command::Network(args) => network::run(context, &args).await,
+        Command::Netns(args) => netns::run(context, args.command).await,
         Command::Branch(args) => sandboxes::branch(context, &args).await,
         Command::Cp(args) => copy::run(context, &args).await,
         Command::Logs(args) => sandboxes::logs(context, &args).await,

@@ -24,7 +24,7 @@ mod stat;
 
 pub use confine::{Confinement, User};
 pub use spawn::{Spawn, Stdio};
-pub use stat::{Memory, command_line, identity_of, memory};
+pub use stat::{Memory, by_user, command_line, identity_of, memory};
 
 /// What failed, and on which process.
 #[derive(Debug, thiserror::Error)]

@@ -91,3 +91,15 @@ pub(crate) fn attach_tap(control: &std::fs::File, name: &str) -> io::Result<()> 
     }
     Ok(())
 }
+
+const TUNSETPERSIST: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<i32>(b'T', 203);
+
+/// Lets a tap device stay when its file is closed, or go.
+pub(crate) fn keep_tap(tap: impl std::os::fd::AsFd, stays: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument as a number, whatever its own number encodes, and touches no memory.
+    unsafe {
+        let call = rustix::ioctl::IntegerSetter::<TUNSETPERSIST>::new_usize(usize::from(stays));
+        rustix::ioctl::ioctl(tap, call)?;
+    }
+    Ok(())
+}

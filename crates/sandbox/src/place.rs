@@ -28,9 +28,6 @@ mod networks;
 
 use networks::{Networks, no_network, slot_error};
 
-/// The first user of sandboxes. From here to 0x7fff_fffe nobody else assigns users:
-/// <https://systemd.io/UIDS-GIDS/>.
-const FIRST_USER: u32 = 0x7000_0000;
 /// Processes and threads of one VM. A VM has a thread for each vCPU and a few for devices.
 const VM_PIDS: u64 = 512;
 const TOLD_TO_HAVE_NONE: &str = "this node was told to have none (--net none)";
@@ -414,7 +411,7 @@ impl Place {
             cgroup,
             tap,
             netns: None,
-            uid: self.slot.as_ref().map(|slot| FIRST_USER + slot.index()),
+            uid: self.slot.as_ref().map(|slot| address::user(slot.index())),
         })
     }
 

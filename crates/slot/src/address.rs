@@ -7,6 +7,10 @@ use ipnet::Ipv4Net;
 /// The most slots a node has.
 pub const MAX_SLOTS: u32 = 4000;
 
+/// The first user of sandboxes: a slot's is as far from it as the slot's number. From here to 0x7fff_fffe nobody else
+/// assigns users: <https://systemd.io/UIDS-GIDS/>.
+pub const FIRST_USER: u32 = 0x7000_0000;
+
 /// Begins the name of every slot's network namespace.
 pub const NETNS_PREFIX: &str = "forkd-child-";
 /// The guest's side of a slot.
@@ -47,6 +51,11 @@ pub fn veth(index: u32) -> String {
     format!("{VETH_PREFIX}{index}h")
 }
 
+/// The user that a slot's VM runs as.
+pub fn user(index: u32) -> u32 {
+    FIRST_USER + index
+}
+
 /// A slot's address outside of its namespace.
 pub fn outer(index: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(HOST) + 1 + index)
@@ -54,10 +63,22 @@ pub fn outer(index: u32) -> Ipv4Addr {
 
 /// The number of the slot that has this namespace.
 pub fn index_of(netns: &str) -> Option<u32> {
-    let digits = netns.strip_prefix(NETNS_PREFIX)?;
+    let index = number(netns.strip_prefix(NETNS_PREFIX)?)?;
+    (netns == self::netns(index)).then_some(index)
+}
+
+/// The number of the slot that has this device on the host.
+pub fn index_of_veth(link: &str) -> Option<u32> {
+    let index = number(link.strip_prefix(VETH_PREFIX)?.strip_suffix('h')?)?;
+    (link == veth(index)).then_some(index)
+}
+
+fn number(digits: &str) -> Option<u32> {
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-    let index = digits.parse().ok().filter(|index| *index < MAX_SLOTS)?;
-    (plain && netns == self::netns(index)).then_some(index)
+    digits
+        .parse()
+        .ok()
+        .filter(|index| plain && *index < MAX_SLOTS)
 }
 
 #[cfg(test)]
@@ -80,6 +101,10 @@ mod tests {
     #[test]
     fn only_our_own_names_are_ours() {
         assert_eq!(index_of("forkd-child-7"), Some(7));
+        assert_eq!(index_of_veth(&veth(7)), Some(7));
+        for other in ["forkd-v-h", "forkd-v-07h", "forkd-v-7", "forkd-v-4000h"] {
+            assert_eq!(index_of_veth(other), None, "{other}");
+        }
         for other in [
             "forkd-child-",
             "forkd-child-07",

@@ -15,6 +15,8 @@ pub mod dns;
 pub mod host;
 pub mod policy;
 pub mod pool;
+pub mod provision;
 pub mod registry;
 pub mod rules;
 pub mod slot;
+pub mod sweep;

@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forkd_host::chain;
-use forkd_host::net::netns;
 use ipnet::Ipv4Net;
 use tracing::warn;
 
 use crate::address::MAX_SLOTS;
+use crate::host;
 use crate::registry::{self, Registry};
 use crate::slot::{self, Slot};
+use crate::sweep;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,15 @@ pub enum OpenError {
     /// Numbers cannot be kept.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    /// The host's rules cannot be taken away.
+    #[error("the host's rules for sandboxes cannot be taken away")]
+    Rules(#[source] forkd_host::net::nft::Error),
+    /// The host has no way out for slots.
+    #[error(transparent)]
+    Host(host::Error),
+    /// Every number is taken.
+    #[error("all {MAX_SLOTS} network slots of this host are taken")]
+    Full,
 }
 
 /// What the pool holds.
@@ -117,13 +127,21 @@ enum Task {
 }
 
 impl Pool {
-    /// Removes every slot of this node that `in_use` does not name, and begins to fill.
+    /// Removes every slot of this node that `in_use` does not name, and those of nodes that are no more, and begins to
+    /// fill.
     pub fn open(config: Config, in_use: &[u32]) -> Result<Self, OpenError> {
         for index in config.registry.ours()? {
             if !in_use.contains(&index) {
                 slot::remove(index)?;
                 config.registry.release(index)?;
             }
+        }
+        if let Err(e) = sweep::gone(&config.registry) {
+            // They hinder nobody: other numbers are free.
+            warn!(
+                error = chain(&e),
+                "slots of nodes that are no more are left"
+            );
         }
         let state = State {
             leased: in_use.iter().copied().collect(),
@@ -296,15 +314,30 @@ impl Shared {
         }
     }
 
+    /// A slot of this number, or another one that was made ahead. `None` when somebody else has the number.
     fn try_make(&self, index: u32) -> Result<Option<Slot>, OpenError> {
         let registry = &self.config.registry;
+        while let Some(reserved) = registry.take_offered()? {
+            match Slot::take_ready(reserved, &self.config.refused) {
+                Ok(Some(slot)) => return Ok(Some(slot)),
+                Ok(None) => registry.release(reserved)?,
+                Err(e) => {
+                    warn!(
+                        slot = reserved,
+                        error = chain(&e),
+                        "a slot that was made ahead is of no use"
+                    );
+                    self.remove(reserved);
+                }
+            }
+        }
         if !registry.claim(index)? {
             return Ok(None);
         }
         match Slot::make(index, &self.config.refused) {
             Ok(slot) => Ok(Some(slot)),
             // Provisioned by hand, or by another program: not ours to use or to remove.
-            Err(slot::Error::Netns(netns::Error::Exists { .. })) => {
+            Err(e) if e.is_taken() => {
                 registry.release(index)?;
                 Ok(None)
             }

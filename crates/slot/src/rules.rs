@@ -188,7 +188,7 @@ pub fn resolved(verdict: Verdict, addresses: &[IpAddr], port: Option<u16>, secon
 pub fn host() -> String {
     let slots = address::slot_network();
     format!(
-        "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\
+        "{}table inet {TABLE} {{\n\
          chain input {{\n type filter hook input priority -10; policy accept;\n\
          iifname \"{VETH_PREFIX}*\" ct state established,related accept\n\
          iifname \"{VETH_PREFIX}*\" drop\n}}\n\
@@ -201,8 +201,14 @@ pub fn host() -> String {
          oifname \"{VETH_PREFIX}*\" drop\n}}\n\
          chain postrouting {{\n type nat hook postrouting priority 100; policy accept;\n\
          ip saddr {slots} oifname != \"{VETH_PREFIX}*\" masquerade\n}}\n}}\n",
+        no_host(),
         NEVER.join(", "),
     )
+}
+
+/// Takes the rules of the host away.
+pub fn no_host() -> String {
+    format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
 /// Whether an address is one that the default would permit: a name may not lead around the default, only a rule that

@@ -1,5 +1,6 @@
 //! One slot: made, given a policy, removed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -55,6 +56,21 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// It was made ahead, but a guest has been there.
+    #[error("slot {index} has been used by somebody else")]
+    Used {
+        /// The slot.
+        index: u32,
+    },
+    /// Its device cannot be left for others, or taken over from them.
+    #[error("cannot hand over the device of slot {index}")]
+    HandOver {
+        /// The slot.
+        index: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its name server's address.
     #[error("cannot answer names in slot {index}")]
     Names {
@@ -64,6 +80,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl Error {
+    /// Whether there is a namespace of this number already, which then is not ours.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Netns(netns::Error::Exists { .. }))
+    }
 }
 
 /// A prepared network of one guest. [`Slot::remove`] takes it away; dropping it leaves it there.
@@ -101,8 +124,7 @@ impl Slot {
     /// again when a step fails.
     pub fn make(index: u32, refused: &[Ipv4Net]) -> Result<Self, Error> {
         let made = Self::build(index, refused);
-        let foreign = matches!(made, Err(Error::Netns(netns::Error::Exists { .. })));
-        if made.is_err() && !foreign {
+        if made.as_ref().is_err_and(|e| !e.is_taken()) {
             // The error that led here is the one to tell; the sweep of the next start takes what is left.
             let _ = remove(index);
         }
@@ -130,6 +152,37 @@ impl Slot {
             names: Some(names),
             generation: AtomicU32::new(FIRST),
         })
+    }
+
+    /// Leaves a new slot behind, complete with its device, for whoever [takes](Slot::take_ready) it.
+    pub fn leave_ready(self) -> Result<(), Error> {
+        let index = self.index;
+        let kept = self.tap.as_ref().map(|tap| tap::keep(tap, true));
+        kept.unwrap_or(Ok(()))
+            .map_err(|source| Error::HandOver { index, source })
+    }
+
+    /// Takes a slot that was left ready; `None` when it is gone. Its rules are made anew, and it must be unused: nobody
+    /// has its device, and no guest ever sent anything.
+    pub fn take_ready(index: u32, refused: &[Ipv4Net]) -> Result<Option<Self>, Error> {
+        let Some(netns) = Netns::open(&address::netns(index))? else {
+            return Ok(None);
+        };
+        let tap = netns.enter(|| match frames_received(TAP)? {
+            0 => Ok(tap::open(TAP)?),
+            _ => Err(Error::Used { index }),
+        })??;
+        tap::keep(&tap, false).map_err(|source| Error::HandOver { index, source })?;
+        let mut slot = Self {
+            index,
+            netns,
+            tap: Some(tap),
+            names: None,
+            generation: AtomicU32::new(FIRST),
+        };
+        slot.apply(&Policy::default(), refused)?;
+        slot.bind_names()?;
+        Ok(Some(slot))
     }
 
     /// Takes over a slot that an earlier process made, and whose guest goes on; `None` when there is none. Its policy is
@@ -208,6 +261,62 @@ impl NameSockets {
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
         Ok(Self { udp, tcp })
+    }
+}
+
+/// How many frames a device of this thread's namespace has received.
+fn frames_received(device: &str) -> Result<u64, Error> {
+    let table = fs::read_to_string("/proc/thread-self/net/dev");
+    let frames = |table: String| {
+        let of_device = |line: &str| {
+            let (name, numbers) = line.split_once(':')?;
+            // Bytes come first.
+            (name.trim() == device).then_some(numbers.split_whitespace().nth(1)?.parse().ok()?)
+        };
+        table.lines().find_map(of_device)
+    };
+    let missing = || {
+        Error::Tap(tap::Error::Make {
+            name: device.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        })
+    };
+    table.ok().and_then(frames).ok_or_else(missing)
+}
+
+/// Who uses a slot now, whether or not anybody knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// A process runs as the slot's user.
+    Process(u32),
+    /// A process holds the guest's device.
+    Device,
+}
+
+/// Who uses a slot now. `processes` are those of [`address::user`]s.
+pub fn user_of(index: u32, processes: &BTreeMap<u32, u32>) -> Result<Option<User>, Error> {
+    if let Some(pid) = processes.get(&address::user(index)) {
+        return Ok(Some(User::Process(*pid)));
+    }
+    let Some(netns) = Netns::open(&address::netns(index))? else {
+        return Ok(None);
+    };
+    let is_held = netns.enter(|| -> Result<bool, Error> {
+        let links = Route::open().and_then(|mut route| route.links());
+        let links = links.map_err(|source| Error::Route { index, source })?;
+        if !links.iter().any(|link| link.name == TAP) {
+            return Ok(false);
+        }
+        match tap::open(TAP) {
+            Err(e) if e.is_in_use() => Ok(true),
+            opened => Ok(opened.map(|_| false)?),
+        }
+    });
+    match is_held {
+        Ok(held) => Ok(held?.then_some(User::Device)),
+        // A name that a crash left without a namespace.
+        Err(netns::Error::Step { .. }) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -17,6 +17,7 @@ mod fake;
 mod guest;
 mod help;
 mod interrupt;
+mod netns;
 mod network;
 mod oneshot;
 mod trouble;

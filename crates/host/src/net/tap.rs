@@ -23,7 +23,7 @@ pub enum Error {
     },
 }
 
-/// Makes a tap device in the network namespace of this thread. It carries a virtio header before each frame, and
+/// Makes a tap device in the network namespace of this thread, or takes hold of one that was [`keep`]t. It carries a virtio header before each frame, and
 /// lives as long as the file or a duplicate of it.
 pub fn open(name: &str) -> Result<OwnedFd, Error> {
     let control = File::options()
@@ -36,4 +36,16 @@ pub fn open(name: &str) -> Result<OwnedFd, Error> {
         source,
     })?;
     Ok(control.into())
+}
+
+/// Whether the device stays when its file is closed.
+pub fn keep(tap: &OwnedFd, stays: bool) -> io::Result<()> {
+    crate::sys::keep_tap(tap, stays)
+}
+
+impl Error {
+    /// Whether somebody holds the device.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Make { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
+    }
 }

@@ -32,6 +32,15 @@ pub fn identity_of(pid: u32) -> Result<Option<Identity>, Error> {
     }))
 }
 
+/// A process of each user in a range, by the user; those that nobody has are absent.
+pub fn by_user(users: std::ops::Range<u32>) -> std::collections::BTreeMap<u32, u32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| Some((parse_user(&read(pid, "status").ok()??)?, pid)))
+        .filter(|(user, _)| users.contains(user))
+        .collect()
+}
+
 /// The arguments a process was started with; `None` if it is gone. The process can change them.
 pub fn command_line(pid: u32) -> Result<Option<Vec<String>>, Error> {
     let Some(text) = read(pid, "cmdline")? else {
@@ -75,6 +84,12 @@ pub(super) fn parse_status(text: &str) -> Option<Status> {
         start_ticks,
         ended: matches!(state, "Z" | "X" | "x"),
     })
+}
+
+/// The real user in `/proc/<pid>/status`.
+pub(super) fn parse_user(text: &str) -> Option<u32> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 pub(super) fn parse_memory(text: &str) -> Option<Memory> {

@@ -41,6 +41,8 @@ impl Networks {
         if !config.network {
             return Ok(None);
         }
+        // Whether the node is gone is told by this path, from wherever somebody looks.
+        let owner = std::path::absolute(owner).map_err(|e| e.to_string())?;
         let registry = Registry::open(Path::new(registry::DIRECTORY), &owner.display().to_string())
             .map_err(|e| chain(&e))?;
         let pool = PoolConfig {

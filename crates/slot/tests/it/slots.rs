@@ -1,11 +1,15 @@
 //! Slots come, go, run out, and are found again.
 
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use forkd_host::net::{netns, nft};
+use forkd_host::net::route::Route;
+use forkd_host::net::{netns, nft, tap};
 use forkd_slot::policy::{Mode, Policy};
 use forkd_slot::pool::{Counts, Error};
-use forkd_slot::{address, slot};
+use forkd_slot::sweep;
+use forkd_slot::{address, provision, slot};
 
 use crate::world::{Guest, OTHER, PUBLIC, World};
 
@@ -129,7 +133,8 @@ fn a_slot_is_new_every_time() {
 
 #[test]
 fn two_nodes_of_one_host_do_not_touch_each_other() {
-    let (one, two) = (World::new(), World::new());
+    let one = World::new();
+    let two = World::beside(&one);
     let (first, second) = (one.pool(3, 3, &[]), two.pool(3, 3, &[]));
     // A number that is being claimed may turn out to be taken.
     let claimed = |world: &World| world.registry().ours().unwrap().len();
@@ -150,6 +155,123 @@ fn two_nodes_of_one_host_do_not_touch_each_other() {
     first.close();
     let _first = one.pool(0, 3, &[]);
     assert_eq!(two.registry().ours().unwrap(), theirs);
+}
+
+#[test]
+fn slots_of_nodes_that_are_gone_are_swept_unless_they_are_used() {
+    let one = World::new();
+    let (gone, stopped, running) = (
+        World::beside(&one),
+        World::beside(&one),
+        World::beside(&one),
+    );
+    let start = |world: &World| {
+        let pool = world.pool(0, 20, &[]);
+        let slots: Vec<_> = (0..2).map(|_| pool.lease(PATIENCE).unwrap()).collect();
+        (pool, slots)
+    };
+    let (ended, mut theirs) = start(&gone);
+    let (paused, others) = start(&stopped);
+    let (_runs, kept) = start(&running);
+    let numbers = |slots: &[slot::Slot]| slots.iter().map(slot::Slot::index).collect::<Vec<_>>();
+    let used = theirs.pop().unwrap();
+    // A daemon that was killed: its files are closed, nothing is removed. The VM of one slot goes on.
+    let unused = numbers(&theirs);
+    let (stays, rests) = (numbers(&others), numbers(&kept));
+    drop((ended, theirs, paused, others));
+    drop(kept);
+    for world in [&gone, &running] {
+        std::fs::remove_file(world.state()).unwrap();
+    }
+    let there = |index: &u32| {
+        netns::Netns::open(&address::netns(*index))
+            .unwrap()
+            .is_some()
+    };
+
+    let _next = one.pool(0, 20, &[]);
+    assert!(!unused.iter().any(there), "of a node that is gone");
+    assert!(there(&used.index()), "a process uses it");
+    assert!(stays.iter().all(there), "its node will come back");
+    assert!(rests.iter().all(there), "its node runs");
+    assert_eq!(gone.registry().ours().unwrap(), [used.index()]);
+
+    let index = used.index();
+    drop(used);
+    sweep::gone(&one.registry()).unwrap();
+    assert!(!there(&index));
+    assert!(stays.iter().chain(&rests).all(there));
+}
+
+#[test]
+fn slots_made_ahead_are_taken_once_and_by_nobody_who_finds_them_used() {
+    let world = World::new();
+    world.listen(&world.world, PUBLIC, 80);
+    let setup = |count| {
+        let told = |_| true;
+        let work = || provision::setup(world.slots(), count, told);
+        world.host.enter(work).unwrap().unwrap().unwrap()
+    };
+    let first = setup(3);
+    assert_eq!((first.ready.len(), first.made.len()), (3, 3));
+    let again = setup(3);
+    assert_eq!((&again.ready, again.made.len()), (&first.ready, 0));
+
+    // Somebody used one by hand.
+    let inside = netns::Netns::open(&address::netns(first.ready[0]))
+        .unwrap()
+        .unwrap();
+    let tap = inside.enter(|| tap::open(address::TAP)).unwrap().unwrap();
+    std::fs::File::from(tap).write_all(&[0; 80]).unwrap();
+    drop(inside);
+    let inode = |index: &u32| {
+        let path = format!("{}/{}", netns::DIRECTORY, address::netns(*index));
+        std::fs::metadata(path).unwrap().ino()
+    };
+    let used = inode(&first.ready[0]);
+    let unused: Vec<u64> = first.ready[1..].iter().map(inode).collect();
+
+    let pool = world.pool(0, 8, &[]);
+    let leased: Vec<_> = (0..3).map(|_| pool.lease(PATIENCE).unwrap()).collect();
+    let numbers: Vec<u32> = leased.iter().map(slot::Slot::index).collect();
+    let spaces: Vec<u64> = numbers.iter().map(inode).collect();
+    assert!(!spaces.contains(&used), "it was used: {numbers:?}");
+    assert!(unused.iter().all(|i| spaces.contains(i)), "{numbers:?}");
+    assert!(world.registry().offered().unwrap().is_empty());
+    let was_ahead = |slot: &slot::Slot| first.ready[1..].contains(&slot.index());
+    let mut taken = leased.into_iter().filter(was_ahead);
+    assert!(Guest::on(&taken.next().unwrap()).reaches(PUBLIC, 80));
+    let index = taken.next().unwrap().index();
+    drop(taken);
+    let links = || {
+        let inside = netns::Netns::open(&address::netns(index)).unwrap().unwrap();
+        let mut route = inside.enter(Route::open).unwrap().unwrap();
+        route.links().unwrap()
+    };
+    wait("the device goes with its last user", || {
+        !links().iter().any(|link| link.name == address::TAP)
+    });
+    pool.release(index);
+    wait("the slot is removed", || {
+        !world.registry().ours().unwrap().contains(&index)
+    });
+}
+
+#[test]
+fn a_setup_that_is_cut_short_leaves_nothing() {
+    let world = World::new();
+    let told = |ready| ready < 2;
+    let work = || provision::setup(world.slots(), 5, told);
+    assert_eq!(world.host.enter(work).unwrap().unwrap(), None);
+    assert!(world.registry().claims().unwrap().is_empty());
+    let mut links = world.host.enter(Route::open).unwrap().unwrap();
+    let links = links.links().unwrap();
+    assert!(
+        !links
+            .iter()
+            .any(|l| address::index_of_veth(&l.name).is_some()),
+        "{links:?}"
+    );
 }
 
 #[test]

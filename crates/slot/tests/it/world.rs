@@ -2,14 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::route::Route;
 use forkd_slot::pool::{Config, Pool};
-use forkd_slot::registry::{DIRECTORY, Registry};
+use forkd_slot::registry::Registry;
+use tempfile::TempDir;
 
 /// How long a connection may take that ought to be made, and one that ought not.
 pub(crate) const SOON: Duration = Duration::from_millis(1500);
@@ -18,7 +20,10 @@ pub(crate) const SOON: Duration = Duration::from_millis(1500);
 pub(crate) struct World {
     pub(crate) host: Netns,
     pub(crate) world: Netns,
-    owner: String,
+    /// The node's own files.
+    node: TempDir,
+    /// Where the numbers of this host's slots are kept.
+    slots: Arc<TempDir>,
 }
 
 /// The host's address in the world.
@@ -35,14 +40,23 @@ fn ip(text: &str) -> IpAddr {
 
 impl World {
     pub(crate) fn new() -> World {
+        World::with(Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    /// Another node of the same host.
+    pub(crate) fn beside(other: &World) -> World {
+        World::with(Arc::clone(&other.slots))
+    }
+
+    fn with(slots: Arc<TempDir>) -> World {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let owner = format!(
+        let name = format!(
             "forkd-test-{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
         let make = |what: &str| {
-            Netns::create(&format!("{owner}-{what}"))
+            Netns::create(&format!("{name}-{what}"))
                 .expect("these tests need root and network namespaces")
         };
         let (host, world) = (make("host"), make("world"));
@@ -62,11 +76,28 @@ impl World {
             there.add_address("eth0", ip(address), 32).unwrap();
         }
         host.enter(forkd_slot::host::prepare).unwrap().unwrap();
-        World { host, world, owner }
+        let node = tempfile::tempdir().unwrap();
+        std::fs::write(node.path().join("state.db"), "").unwrap();
+        World {
+            host,
+            world,
+            node,
+            slots,
+        }
+    }
+
+    /// The directory of the registry.
+    pub(crate) fn slots(&self) -> &Path {
+        self.slots.path()
+    }
+
+    /// The file whose loss ends the node for good.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.node.path().join("state.db")
     }
 
     pub(crate) fn registry(&self) -> Registry {
-        Registry::open(Path::new(DIRECTORY), &self.owner).unwrap()
+        Registry::open(self.slots(), self.state().to_str().unwrap()).unwrap()
     }
 
     /// A pool on this host; its threads stay there.
@@ -103,9 +134,16 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for index in self.registry().ours().unwrap() {
+        let registry = self.registry();
+        let own = registry.ours().unwrap();
+        // With the last node of the host goes whatever waits for any.
+        let all = match Arc::strong_count(&self.slots) {
+            1 => registry.claims().unwrap().iter().map(|c| c.index).collect(),
+            _ => own,
+        };
+        for index in all {
             forkd_slot::slot::remove(index).unwrap();
-            self.registry().release(index).unwrap();
+            registry.release(index).unwrap();
         }
         for netns in [&self.host, &self.world] {
             netns::delete(netns.name()).unwrap();
