@@ -28,8 +28,8 @@ use guest::State;
 use vm::FakeVm;
 
 use crate::{
-    BootSpec, Capabilities, Engine, Error, ForkSpec, MachineSpec, ProcessIdentity, Template,
-    TemplateSpec, Vm, blocking,
+    BootSpec, BranchSpec, Capabilities, Engine, Error, ForkSpec, MachineSpec, ProcessIdentity,
+    Template, TemplateSpec, Vm, blocking,
 };
 
 const NAME: &str = "fake";
@@ -54,6 +54,10 @@ pub struct FakeConfig {
     /// A branch can be forked before it is written; then the delay and the failure of a save are those
     /// of writing behind.
     pub write_behind: bool,
+    /// So many first attempts to write a branch behind fail.
+    pub fail_writes: u32,
+    /// Forks of a branch keep the user of the VM that was branched.
+    pub branches_keep_user: bool,
     /// Connections to the agent are made, but it never answers.
     pub mute: bool,
     /// VMs end by themselves after this long, as if killed.
@@ -147,6 +151,7 @@ impl Engine for Fake {
                     ram: Arc::new(ram),
                 },
                 state,
+                writes: None,
             })
         });
         Ok(Arc::new(template.await?))
@@ -178,9 +183,33 @@ struct FakeTemplate {
     machine: MachineSpec,
     base: Base,
     state: State,
+    /// Attempts to write it, where it is a branch.
+    writes: Option<AtomicU32>,
 }
 
 impl FakeTemplate {
+    async fn write_behind(&self, writes: &AtomicU32, spec: BranchSpec) -> Result<u64, Error> {
+        tokio::time::sleep(self.config.save_delay).await;
+        let attempt = writes.fetch_add(1, Ordering::Relaxed);
+        if self.config.fail_save || attempt < self.config.fail_writes {
+            let full = std::io::ErrorKind::StorageFull.into();
+            return Err(image::failed("write", &spec.files.memory)(full));
+        }
+        let (ram, base) = (image::render(&self.state), Arc::clone(&self.base.ram));
+        let machine = self.machine.clone();
+        blocking::run(move || {
+            let paths = [&spec.files.memory, &spec.files.index, &spec.state];
+            image::refuse_existing(&paths)?;
+            let size = machine.memory_mib << 20;
+            let written = image::save_layer(&ram, &base, size, &spec.files).and_then(|bytes| {
+                image::write_state(&spec.state, &machine)?;
+                Ok(bytes)
+            });
+            written.inspect_err(|_| image::remove(&paths))
+        })
+        .await
+    }
+
     async fn fork_one(&self, spec: ForkSpec) -> Result<Arc<dyn Vm>, Error> {
         let number = 1 + self.forks.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(self.config.fork_delay).await;
@@ -205,6 +234,20 @@ impl Template for FakeTemplate {
 
     async fn fork(&self, specs: Vec<ForkSpec>) -> Vec<Result<Arc<dyn Vm>, Error>> {
         futures_util::future::join_all(specs.into_iter().map(|spec| self.fork_one(spec))).await
+    }
+
+    fn gives_users(&self) -> bool {
+        self.writes.is_none() || !self.config.branches_keep_user
+    }
+
+    async fn write(&self, spec: BranchSpec) -> Result<u64, Error> {
+        match &self.writes {
+            Some(writes) => self.write_behind(writes, spec).await,
+            None => Err(Error::Unsupported {
+                engine: NAME,
+                what: "write a template that is no branch",
+            }),
+        }
     }
 
     async fn close(&self) -> Result<(), Error> {

@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -230,26 +229,15 @@ pub struct BranchSpec {
 }
 
 /// A VM that was frozen while it goes on.
+#[derive(Debug)]
 pub struct Branch {
-    /// Can be forked at once, whatever becomes of the files.
+    /// Can be forked at once, whatever becomes of the files that [`Template::write`] is asked for.
     pub template: Arc<dyn Template>,
     /// How long the guest stood still.
     pub pause: std::time::Duration,
     /// [`TemplateSpec::id`] of the snapshot that the written layer lies over: the one on disk that the
     /// VM, or the first of its line, was forked from.
     pub base: String,
-    /// Writes the files when it is awaited. On failure nothing is left of them.
-    pub written: Pin<Box<dyn Future<Output = Result<SaveReport, Error>> + Send>>,
-}
-
-impl fmt::Debug for Branch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Branch")
-            .field("template", &self.template)
-            .field("pause", &self.pause)
-            .field("base", &self.base)
-            .finish_non_exhaustive()
-    }
 }
 
 /// How a VM's process ended.
@@ -316,6 +304,21 @@ pub trait Template: Send + Sync + fmt::Debug {
         true
     }
 
+    /// Whether forks run as the user of their slot. Forks of a branch may have to keep the user of the VM
+    /// that was branched; a template of the written files is better then.
+    fn gives_users(&self) -> bool {
+        true
+    }
+
+    /// Writes the files of a branch and answers the bytes of RAM written. On failure nothing is left of
+    /// the files. It may be asked for again, one after the other, after a failure or if files were lost.
+    async fn write(&self, _: BranchSpec) -> Result<u64, Error> {
+        Err(Error::Unsupported {
+            engine: "chosen",
+            what: "write a template that is no branch",
+        })
+    }
+
     /// Lets go of the template's process and files. VMs forked from it live on.
     async fn close(&self) -> Result<(), Error>;
 }
@@ -338,9 +341,9 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// Freezes the VM into files. A VM that was running goes on, one that was paused stays paused.
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error>;
 
-    /// Freezes the VM into a template that can be forked at once, and whose files are written behind
-    /// it. Only where [`Capabilities::branch_writes_behind`] says so.
-    async fn branch(&self, _: BranchSpec) -> Result<Branch, Error> {
+    /// Freezes the VM into a template that can be forked at once, and written afterwards. Only where
+    /// [`Capabilities::branch_writes_behind`] says so.
+    async fn branch(&self) -> Result<Branch, Error> {
         Err(Error::Unsupported {
             engine: "chosen",
             what: "fork a branch before it is written",

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use forkd_engine::{Branch, BranchSpec, Exit, SaveReport, SaveSpec, Vm};
+use forkd_engine::{Branch, Exit, SaveReport, SaveSpec, Vm};
 use forkd_host::chain;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
@@ -240,9 +240,8 @@ impl Actor {
                 self.apply(Input::Freeze, Some(Reply::Save(spec, reply)))
                     .await;
             }
-            Event::Request(Request::Branch(spec, reply)) => {
-                self.apply(Input::Freeze, Some(Reply::Branch(spec, reply)))
-                    .await;
+            Event::Request(Request::Branch(reply)) => {
+                self.apply(Input::Freeze, Some(Reply::Branch(reply))).await;
             }
         }
     }
@@ -443,9 +442,9 @@ impl Actor {
                 client.disconnect().await;
                 Outcome::Saved(in_time(vm.save(spec)).await, reply)
             })),
-            Some(Reply::Branch(spec, reply)) => Some(Box::pin(async move {
+            Some(Reply::Branch(reply)) => Some(Box::pin(async move {
                 client.disconnect().await;
-                Outcome::Branched(in_time(vm.branch(spec)).await, reply)
+                Outcome::Branched(in_time(vm.branch()).await, reply)
             })),
             Some(Reply::Switch(_)) | None => return,
         };
@@ -486,7 +485,7 @@ impl Actor {
 enum Reply {
     Switch(oneshot::Sender<Result<(), Error>>),
     Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
-    Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
+    Branch(oneshot::Sender<Result<Branch, Error>>),
 }
 
 async fn in_time<T>(
@@ -509,7 +508,7 @@ fn refuse(id: &SandboxId, refused: Refused, reply: Option<Reply>) {
     match reply {
         Some(Reply::Switch(reply)) => drop(reply.send(Err(error))),
         Some(Reply::Save(_, reply)) => drop(reply.send(Err(error))),
-        Some(Reply::Branch(_, reply)) => drop(reply.send(Err(error))),
+        Some(Reply::Branch(reply)) => drop(reply.send(Err(error))),
         None => {}
     }
 }

@@ -41,6 +41,14 @@ pub const SAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Branches that are written behind at once; more wait for their turn, and can be forked meanwhile.
 pub const WRITES_BEHIND: usize = 4;
 
+/// How long a branch that could not be written waits until it is tried again; twice as long each time, up to
+/// the second.
+pub const WRITE_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(60)];
+
+/// Layers that a branch may lie over and be a layer itself; above it is written whole. Each costs a template
+/// time when it is loaded.
+pub const LAYERS: usize = 32;
+
 /// How long the end of the daemon waits for branches that are being written.
 pub const WRITE_AT_CLOSE: Duration = Duration::from_secs(60);
 

@@ -30,6 +30,7 @@ mod fork;
 mod images;
 mod recover;
 mod templates;
+mod write;
 
 use templates::Templates;
 

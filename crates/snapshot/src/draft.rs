@@ -73,6 +73,11 @@ impl Store {
     /// Takes a tag and a directory for a new snapshot.
     pub fn begin(&self, tag: &Tag) -> Result<Draft, Error> {
         let id = SnapshotId::random().map_err(|source| Error::Random { source })?;
+        self.begin_again(tag, id)
+    }
+
+    /// The same for a snapshot whose draft was given up, under the id that it was to have.
+    pub fn begin_again(&self, tag: &Tag, id: SnapshotId) -> Result<Draft, Error> {
         let claimed = TempDir::claim(self.root(), "draft", tag.as_str());
         let dir = match claimed {
             Ok(dir) => dir,

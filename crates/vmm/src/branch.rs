@@ -130,6 +130,7 @@ impl Sandbox {
             base,
             disks,
             controller,
+            born: true,
             state: State::Memory,
             write_error: String::new(),
             forks: 0,

@@ -234,6 +234,7 @@ fn load(
         base: snapshot.id.clone(),
         disks: Arc::new(disks),
         controller: controller.take(),
+        born: false,
         state: State::Ready,
         write_error: String::new(),
         forks: 0,

@@ -34,6 +34,8 @@ pub struct Template {
     pub disks: Arc<Vec<File>>,
     /// Who gives orders.
     pub controller: Controller,
+    /// Whether it was born of a branch, so that it can be written; more than once, if files are lost.
+    pub born: bool,
     /// Whether the snapshot is on disk.
     pub state: State,
     /// Why the last write failed.
@@ -244,8 +246,8 @@ impl Template {
     }
 
     fn write(&mut self, seq: u32, fds: Vec<OwnedFd>) -> Option<Role> {
-        if self.writer.is_some() || self.state == State::Ready {
-            let message = "the snapshot is being written or on disk already";
+        if self.writer.is_some() || !self.born {
+            let message = "the snapshot is being written, or was loaded from disk";
             self.controller.refuse(seq, libc::EALREADY, message);
             return None;
         }

@@ -159,7 +159,9 @@ pub(super) async fn list(context: &Context, args: &Images) -> Result<(), Failure
         let why = broken.warning.as_deref().unwrap_or("unknown reason");
         let tag = &broken.tag;
         output::say(&match broken.bootable {
-            true => format!("warning: {tag} is in memory only, and gone with the daemon: {why}"),
+            true => {
+                format!("warning: {tag} is in memory only until there is space to write it: {why}")
+            }
             false => format!("warning: {tag} cannot be forked: {why}"),
         });
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Frozen, MARK, MARK_CONTENT, World};
-use crate::{SnapshotFiles, Template, Vm};
+use crate::{SaveReport, SnapshotFiles, Template, Vm};
 
 /// How many branches lie over each other.
 const DEPTH: usize = 3;
@@ -23,7 +23,7 @@ pub(super) async fn a_branch_is_forked_before_it_is_written(world: &World, froze
         agent.write(&name(depth), &content(depth)).await;
         let (spec, files) = world.behind();
         let (memory, state) = (files.memory.clone(), spec.state.clone());
-        let branch = vm.branch(spec).await.expect("branch");
+        let branch = vm.branch().await.expect("branch");
         eprintln!("{}: branch pause {:?}", world.engine.name(), branch.pause);
         assert!(
             !memory.exists() && !state.exists(),
@@ -40,15 +40,20 @@ pub(super) async fn a_branch_is_forked_before_it_is_written(world: &World, froze
         let mut layered = frozen.files.clone();
         layered.layers.push(files);
         layered.state = state;
-        branches.push((branch, layered));
+        branches.push((branch, spec, layered));
     }
-    let bases: Vec<String> = branches.iter().map(|(b, _)| b.base.clone()).collect();
+    let bases: Vec<String> = branches.iter().map(|(b, ..)| b.base.clone()).collect();
     assert!(bases.iter().all(|id| *id == bases[0]), "{bases:?}");
-    for (depth, (branch, layered)) in branches.into_iter().enumerate() {
-        let report = branch.written.await.expect("write");
+    for (depth, (branch, spec, layered)) in branches.into_iter().enumerate() {
+        let memory_bytes = branch.template.write(spec).await.expect("write");
+        let pause = branch.pause;
+        let report = SaveReport {
+            pause,
+            memory_bytes,
+        };
         world.note("wrote a branch behind", &report);
         assert!(
-            report.memory_bytes < world.machine.memory_mib << 19,
+            memory_bytes < world.machine.memory_mib << 19,
             "everything was written"
         );
         assert_template(world, &branch.template, depth + 1).await;
@@ -58,7 +63,8 @@ pub(super) async fn a_branch_is_forked_before_it_is_written(world: &World, froze
     base.close().await.expect("close");
 }
 
-/// A branch lives on without the sandbox and the template it came from, and where it cannot be written.
+/// A branch lives on without the sandbox and the template it came from, and where it cannot be written; it
+/// is written when it can be.
 pub(super) async fn a_branch_outlives_its_sandbox_and_a_failed_write(
     world: &World,
     frozen: &Frozen,
@@ -74,18 +80,27 @@ pub(super) async fn a_branch_outlives_its_sandbox_and_a_failed_write(
     vm.pause().await.expect("pause");
     let (spec, files) = world.behind();
     let state = spec.state.clone();
-    let branch = vm.branch(spec).await.expect("branch a paused VM");
+    let branch = vm.branch().await.expect("branch a paused VM");
     vm.kill().await.expect("kill");
     template.close().await.expect("close");
     // A file is in the way.
     std::fs::write(&files.memory, "precious").unwrap();
-    branch.written.await.expect_err("the file exists");
+    let written = branch.template.write(spec.clone()).await;
+    written.expect_err("the file exists");
     assert_eq!(std::fs::read(&files.memory).unwrap(), b"precious");
     assert!(!files.index.exists() && !state.exists(), "half a snapshot");
     assert!(branch.template.is_alive());
     assert_template(world, &branch.template, 1).await;
+    // Out of the way, it can be written after all, without the sandbox.
+    std::fs::remove_file(&files.memory).unwrap();
+    branch.template.write(spec).await.expect("write again");
+    assert_template(world, &branch.template, 1).await;
     branch.template.close().await.expect("close");
     branch.template.close().await.expect("close again");
+    let mut layered = frozen.files.clone();
+    layered.layers.push(files);
+    layered.state = state;
+    assert_loads(world, layered, 1).await;
 }
 
 async fn assert_loads(world: &World, files: SnapshotFiles, levels: usize) {

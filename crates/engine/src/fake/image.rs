@@ -72,6 +72,21 @@ pub(super) fn save_full(ram: &[u8], size: u64, path: &Path) -> Result<u64, Error
     Ok(ram.len() as u64)
 }
 
+/// Refuses to write over anything.
+pub(super) fn refuse_existing(paths: &[&PathBuf]) -> Result<(), Error> {
+    match paths.iter().find(|path| path.exists()) {
+        Some(path) => Err(failed("save to", path)(io::ErrorKind::AlreadyExists.into())),
+        None => Ok(()),
+    }
+}
+
+/// Half a snapshot is none; most of these were never made.
+pub(super) fn remove(paths: &[&PathBuf]) {
+    for path in paths {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 /// Writes what differs from the base.
 pub(super) fn save_layer(
     ram: &[u8],

@@ -1,8 +1,8 @@
 //! A fake VM: a guest, its connection, its end.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -12,8 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::guest::{Guest, State};
 use super::{Base, FakeConfig, FakeTemplate, agent, image, new_identity, wanted};
 use crate::{
-    Branch, BranchSpec, Error, Exit, GuestStream, MachineSpec, ProcessIdentity, SaveMemory,
-    SaveReport, SaveSpec, Vm, blocking,
+    Branch, Error, Exit, GuestStream, MachineSpec, ProcessIdentity, SaveMemory, SaveReport,
+    SaveSpec, Vm, blocking,
 };
 
 const CONSOLE: &str = "console.log";
@@ -156,28 +156,21 @@ impl Vm for FakeVm {
             SaveMemory::Full(memory) => paths.push(memory.clone()),
             SaveMemory::Layer(files) => paths.extend([files.memory.clone(), files.index.clone()]),
         }
-        if let Some(path) = paths.iter().find(|path| path.exists()) {
-            let exists = io::ErrorKind::AlreadyExists.into();
-            return Err(image::failed("save to", path)(exists));
-        }
+        let paths: Vec<_> = paths.iter().collect();
+        image::refuse_existing(&paths)?;
         let was_running = self.guest.is_running();
         let began = Instant::now();
         self.guest.set_running(false);
         let saved = self.save_files(&spec).await;
         self.guest.set_running(was_running);
-        let memory_bytes = saved.inspect_err(|_| {
-            for path in &paths {
-                // Half a snapshot is none; most of them were never made.
-                let _ = std::fs::remove_file(path);
-            }
-        })?;
+        let memory_bytes = saved.inspect_err(|_| image::remove(&paths))?;
         Ok(SaveReport {
             pause: began.elapsed(),
             memory_bytes,
         })
     }
 
-    async fn branch(&self, spec: BranchSpec) -> Result<Branch, Error> {
+    async fn branch(&self) -> Result<Branch, Error> {
         if !self.config.write_behind {
             return Err(Error::Unsupported {
                 engine: super::NAME,
@@ -188,38 +181,19 @@ impl Vm for FakeVm {
         self.check()?;
         let began = Instant::now();
         let base = self.base.clone().ok_or_else(no_base)?;
-        let (state, machine) = (self.guest.state().clone(), self.machine.clone());
-        let (config, ram) = (Arc::clone(&self.config), image::render(&state));
+        let id = base.id.to_string();
         let template = FakeTemplate {
-            config: Arc::clone(&config),
+            config: Arc::clone(&self.config),
             forks: Arc::default(),
-            machine: machine.clone(),
-            base: base.clone(),
-            state,
+            machine: self.machine.clone(),
+            base,
+            state: self.guest.state().clone(),
+            writes: Some(AtomicU32::new(0)),
         };
-        let (id, pause) = (base.id.to_string(), began.elapsed());
-        let written = Box::pin(async move {
-            tokio::time::sleep(config.save_delay).await;
-            if config.fail_save {
-                let full = io::ErrorKind::StorageFull.into();
-                return Err(image::failed("write", &spec.files.memory)(full));
-            }
-            let size = machine.memory_mib << 20;
-            let memory_bytes = blocking::run(move || {
-                let bytes = image::save_layer(&ram, &base.ram, size, &spec.files)?;
-                image::write_state(&spec.state, &machine)?;
-                Ok::<_, Error>(bytes)
-            });
-            Ok(SaveReport {
-                pause,
-                memory_bytes: memory_bytes.await?,
-            })
-        });
         Ok(Branch {
             template: Arc::new(template),
-            pause,
+            pause: began.elapsed(),
             base: id,
-            written,
         })
     }
 

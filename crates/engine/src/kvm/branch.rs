@@ -10,7 +10,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,56 +21,20 @@ use super::template::KvmTemplate;
 use super::vm::{Inner, ORDER_LIMIT, WRITE_LIMIT};
 use super::{NAME, client::Error as Refusal};
 use crate::rundir::failed;
-use crate::{Branch, BranchSpec, Error, LayerFiles, SaveReport, Template, blocking};
+use crate::{BranchSpec, Error, LayerFiles, SaveReport, Template, blocking};
 
 /// How often a template is asked whether its writer still lives, which tells its end by itself only
 /// when it can.
 const WRITER_TICK: Duration = Duration::from_millis(250);
 
+/// How long a writer that has said why it failed may take to end.
+const WRITER_END: Duration = Duration::from_secs(5);
+
 /// A template that was just branched off.
-struct Born {
-    template: Arc<KvmTemplate>,
-    pause: Duration,
-    base: String,
-}
-
-/// A branch whose type is known. What `written` says comes when the files are there.
-pub(super) struct Typed {
+pub(super) struct Born {
     pub(super) template: Arc<KvmTemplate>,
-    pause: Duration,
+    pub(super) pause: Duration,
     pub(super) base: String,
-    pub(super) written: Pin<Box<dyn Future<Output = Result<SaveReport, Error>> + Send>>,
-}
-
-impl Typed {
-    pub(super) fn into_branch(self) -> Branch {
-        Branch {
-            template: self.template,
-            pause: self.pause,
-            base: self.base,
-            written: self.written,
-        }
-    }
-}
-
-/// Branches a VM.
-pub(super) async fn branch(vm: &Inner, spec: BranchSpec) -> Result<Typed, Error> {
-    let born = fork_off(vm).await?;
-    let (template, pause) = (born.template, born.pause);
-    let writer = Arc::clone(&template);
-    let written = Box::pin(async move {
-        let memory_bytes = write(&writer, spec.files, spec.state).await?;
-        Ok(SaveReport {
-            pause,
-            memory_bytes,
-        })
-    });
-    Ok(Typed {
-        template,
-        pause,
-        base: born.base,
-        written,
-    })
 }
 
 /// Saves a VM as a layer: by a branch that nobody forks.
@@ -83,7 +46,7 @@ pub(super) async fn save_layer(
     let paths = [files.memory.clone(), files.index.clone(), state.clone()];
     blocking::run(move || refuse_existing(&paths)).await?;
     let born = fork_off(vm).await?;
-    let written = write(&born.template, files, state).await;
+    let written = write(&born.template, BranchSpec { files, state }).await;
     let closed = born.template.close().await;
     let memory_bytes = written?;
     closed?;
@@ -93,7 +56,8 @@ pub(super) async fn save_layer(
     })
 }
 
-async fn fork_off(vm: &Inner) -> Result<Born, Error> {
+/// Branches a VM.
+pub(super) async fn fork_off(vm: &Inner) -> Result<Born, Error> {
     if vm.booted {
         return Err(Error::Unsupported {
             engine: NAME,
@@ -125,8 +89,10 @@ async fn fork_off(vm: &Inner) -> Result<Born, Error> {
     }
 }
 
-async fn write(template: &KvmTemplate, files: LayerFiles, state: PathBuf) -> Result<u64, Error> {
+/// Has a branch written. Answers the bytes of memory.
+pub(super) async fn write(template: &KvmTemplate, spec: BranchSpec) -> Result<u64, Error> {
     let monitor = template.monitor();
+    let BranchSpec { files, state } = spec;
     let (paths, pagemap) = ([files.memory, files.index, state], monitor.pagemap());
     let files = blocking::run(move || Files::create(paths, &pagemap)).await?;
     let written = tokio::select! {
@@ -135,7 +101,11 @@ async fn write(template: &KvmTemplate, files: LayerFiles, state: PathBuf) -> Res
     };
     let written = match written {
         Ok(bytes) => settled(monitor).await.map(|()| bytes),
-        error => error,
+        Err(error) => {
+            // Until the writer has ended the template would refuse to try again.
+            _ = tokio::time::timeout(WRITER_END, settled(monitor)).await;
+            Err(error)
+        }
     };
     files.finish(written).await
 }

@@ -19,12 +19,12 @@ use super::names::BASE_INDEX;
 use super::process::{self, Hold, Launch, Monitor, Start, number, strange};
 use super::program::PROGRAM;
 use super::vm::{KvmVm, Place};
-use super::{arguments, refuse};
+use super::{arguments, branch, refuse};
 use crate::output::Output;
 use crate::rundir::failed;
 use crate::{
-    Error, ForkSpec, Lifetime, MachineSpec, ProcessIdentity, SlotHandles, SnapshotFiles, Template,
-    TemplateSpec, Vm, blocking,
+    BranchSpec, Error, ForkSpec, Lifetime, MachineSpec, ProcessIdentity, SlotHandles,
+    SnapshotFiles, Template, TemplateSpec, Vm, blocking,
 };
 
 /// How long a template may take to load; scattered layers are copied together then.
@@ -369,6 +369,14 @@ impl Template for KvmTemplate {
             Ok(vm as Arc<dyn Vm>)
         });
         futures_util::future::join_all(forks).await
+    }
+
+    fn gives_users(&self) -> bool {
+        self.privileged || !self.jail
+    }
+
+    async fn write(&self, spec: BranchSpec) -> Result<u64, Error> {
+        branch::write(self, spec).await
     }
 
     async fn close(&self) -> Result<(), Error> {

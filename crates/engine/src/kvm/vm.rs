@@ -20,8 +20,8 @@ use super::persist::Record;
 use super::process::{Monitor, strange};
 use crate::rundir::{RunDir, failed};
 use crate::{
-    Branch, BranchSpec, Error, Exit, GuestStream, Lifetime, ProcessIdentity, SaveMemory,
-    SaveReport, SaveSpec, Vm, blocking,
+    Branch, Error, Exit, GuestStream, Lifetime, ProcessIdentity, SaveMemory, SaveReport, SaveSpec,
+    Vm, blocking,
 };
 
 /// How long an order to a VM may take.
@@ -129,8 +129,8 @@ impl KvmVm {
     }
 
     #[cfg(test)]
-    pub(super) async fn branch_typed(&self, spec: BranchSpec) -> Result<branch::Typed, Error> {
-        branch::branch(&self.0, spec).await
+    pub(super) async fn branch_typed(&self) -> Result<branch::Born, Error> {
+        branch::fork_off(&self.0).await
     }
 
     /// As [`KvmVm::new`], of what is known of an earlier daemon's VM.
@@ -174,14 +174,16 @@ impl Vm for KvmVm {
             .unwrap_or_else(|error| Err(ended("save", &error)))
     }
 
-    async fn branch(&self, spec: BranchSpec) -> Result<Branch, Error> {
+    async fn branch(&self) -> Result<Branch, Error> {
         let inner = Arc::clone(&self.0);
         // In a task of its own: a template whose birth nobody hears of would be left over.
-        let branched = tokio::spawn(async move { branch::branch(&inner, spec).await });
-        match branched.await {
-            Ok(branched) => branched.map(branch::Typed::into_branch),
-            Err(error) => Err(ended("branch", &error)),
-        }
+        let born = tokio::spawn(async move { branch::fork_off(&inner).await });
+        let born = born.await.map_err(|error| ended("branch", &error))??;
+        Ok(Branch {
+            template: born.template,
+            pause: born.pause,
+            base: born.base,
+        })
     }
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use forkd_engine::{Branch, BranchSpec, SaveReport, SaveSpec, Vm};
+use forkd_engine::{Branch, SaveReport, SaveSpec, Vm};
 use forkd_slot::policy::Policy;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -21,7 +21,7 @@ pub(crate) enum Request {
     Pause(oneshot::Sender<Result<(), Error>>),
     Resume(oneshot::Sender<Result<(), Error>>),
     Save(SaveSpec, oneshot::Sender<Result<SaveReport, Error>>),
-    Branch(BranchSpec, oneshot::Sender<Result<Branch, Error>>),
+    Branch(oneshot::Sender<Result<Branch, Error>>),
     Network(Policy, oneshot::Sender<Result<(), Error>>),
 }
 

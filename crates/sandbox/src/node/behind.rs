@@ -1,8 +1,9 @@
 //! Branches that are in memory and not, or not yet, on disk.
 //!
 //! ```text
-//!   branched ──► Writing ──published──► a snapshot like any other, its template warm
-//!                   └──── disk full ──► Failed: the reason is told, forks go on, gone with the daemon
+//!   branched ──► Writing ──published──► a snapshot like any other
+//!                 ▲ └──── disk full ──► Failed: the reason is told, forks go on, gone with the daemon
+//!                 └──── space again ─────┘
 //! ```
 //!
 //! A tag is here or in the store, never in both: the store's draft keeps it from being given twice while
@@ -27,7 +28,7 @@ pub(super) enum Progress {
     Writing,
     /// It is on disk; this is how it looks there.
     Published(Box<SnapshotView>),
-    /// It is not and will not be on disk; why.
+    /// It is not on disk; why. It is tried again as long as its template lives.
     Failed(String),
     /// It was given up because somebody removed it.
     Removed,
@@ -78,14 +79,18 @@ impl Behind {
         )))
     }
 
-    /// Ends the writing, if it goes on, and lets go of the template.
-    pub(super) async fn give_up(&self) {
+    /// Ends the writing, if it goes on, and lets go of the template. Answers whether it had come to disk
+    /// all the same.
+    pub(super) async fn give_up(&self) -> bool {
         self.cancel.cancel();
-        self.settled().await;
+        let mut progress = self.progress.clone();
+        // Closed when the task that writes is over.
+        while progress.changed().await.is_ok() {}
         self.loaded.close().await;
+        matches!(*progress.borrow(), Progress::Published(_))
     }
 
-    /// Waits until nothing is written any more.
+    /// Waits until the attempt to write it that is under way is over.
     pub(super) async fn settled(&self) -> Progress {
         let mut progress = self.progress.clone();
         match progress
@@ -166,7 +171,7 @@ impl Table {
                 ErrorCode::NotReady,
                 format!("snapshot {tag} is in memory only: {why}"),
             )
-            .with_remedy("free space, then branch its sandbox again")),
+            .with_remedy("free space: it is written once there is some")),
             Progress::Published(_) | Progress::Removed => Ok(()),
         }
     }

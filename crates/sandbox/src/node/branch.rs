@@ -6,29 +6,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use forkd_engine::{Branch, BranchSpec, LayerFiles, SaveMemory, SaveSpec};
-use forkd_host::sparse;
+use forkd_engine::{LayerFiles, SaveMemory, SaveSpec};
 use forkd_snapshot::{
-    Draft, Files, Lineage, Manifest, ManifestDraft, Memory, MemoryDraft, Pin, SCHEMA_VERSION,
-    Snapshot, SnapshotRef,
+    Draft, Lineage, Manifest, ManifestDraft, Memory, MemoryDraft, Pin, SCHEMA_VERSION, Snapshot,
+    SnapshotRef,
 };
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::Tag;
-use forkd_wire::layer::Index;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::behind::{Behind, Progress};
 use super::templates::Loaded;
+use super::write::Writing;
 use super::{Node, blocking, cancelled_error, now_unix, templates};
 use crate::actor::Request;
 use crate::spec::BranchRequest;
 use crate::view::{SnapshotStatus, SnapshotView};
 use crate::{Error, crash, ids, limits};
-
-/// Where the differing pages wait until all of RAM is put together.
-const PARTS: (&str, &str) = ("behind.bin", "behind.idx");
 
 impl Node {
     /// Freezes a running sandbox into a new snapshot while it goes on.
@@ -136,7 +132,8 @@ impl Node {
                 format!("snapshot {tag} is in memory only, it could not be written: {why}"),
             )
             .with_remedy(format!(
-                "it can be forked until the daemon ends; free space, `forkd rmi {tag}` and branch again"
+                "it can be forked until the daemon ends, and is written once there is space: free some, or \
+                 remove it with `forkd rmi {tag}`"
             ))),
             Progress::Removed => Err(Error::new(
                 ErrorCode::NotFound,
@@ -156,82 +153,35 @@ impl Node {
         // A full disk is no reason against a branch in memory.
         let draft = self.branch_draft(&tag, 0).await?;
         crash::point("branch: draft begun");
-        let spec = branch_spec(&draft, request.full);
-        let layer = spec.files.clone();
-        let branch = handle
-            .ask(&request.id, |reply| Request::Branch(spec, reply))
-            .await?;
+        let branch = handle.ask(&request.id, Request::Branch).await?;
         let (over, pin) = self.base(&branch.base, &parent).await?;
-        let memory = match request.full {
+        let pin = Arc::new(pin);
+        let whole = request.full || pin.files().layers.len() >= limits::LAYERS;
+        let memory = match whole {
             true => MemoryDraft::Full,
             false => MemoryDraft::Layer { over: over.clone() },
         };
         let about = about(&parent, memory, &request, branch.pause, facts);
         let manifest = in_memory(&draft, &about, over);
-        let pin = Arc::new(pin);
-        let Branch {
-            template,
-            pause,
-            written,
-            ..
-        } = branch;
-        let loaded = Arc::new(Loaded::new(template, manifest, None, Arc::clone(&pin)));
+        let loaded = Loaded::new(branch.template, manifest, None, Arc::clone(&pin));
         let (tell, progress) = watch::channel(Progress::Writing);
         let behind = Behind {
-            view: view_in_memory(&loaded.manifest, &draft, pause),
-            loaded,
+            view: view_in_memory(&loaded.manifest, &draft, branch.pause),
+            loaded: Arc::new(loaded),
             progress,
             cancel: CancellationToken::new(),
         };
         self.inner.templates.behind.insert(behind.clone());
-        info!(%tag, pause_us = pause.as_micros(), "branched; writing behind");
-        let full = request.full.then_some((pin, layer));
-        let (node, mine) = (self.clone(), behind.clone());
-        self.inner.tasks.spawn(async move {
-            let work = async {
-                // Never closed, so the turn always comes.
-                let _turn = node.inner.templates.behind.writers.acquire().await;
-                written.await.map_err(Error::from)?;
-                crash::point("branch: saved");
-                let snapshot = publish(draft, about, full).await?;
-                crash::point("branch: published");
-                Ok::<_, Error>(snapshot)
-            };
-            let outcome = tokio::select! {
-                biased;
-                () = mine.cancel.cancelled() => None,
-                outcome = work => Some(outcome),
-            };
-            node.settle(&mine, outcome, &tell);
-        });
+        info!(%tag, pause_us = branch.pause.as_micros(), "branched; writing behind");
+        let writing = Writing {
+            node: self.clone(),
+            behind: behind.clone(),
+            about,
+            below: whole.then_some(pin),
+            tell,
+        };
+        self.inner.tasks.spawn(writing.run(draft));
         Ok(behind)
-    }
-
-    fn settle(
-        &self,
-        behind: &Behind,
-        outcome: Option<Result<Snapshot, Error>>,
-        tell: &watch::Sender<Progress>,
-    ) {
-        let tag = &behind.view.tag;
-        match outcome {
-            Some(Ok(snapshot)) => {
-                // Found in one place or the other, at any instant.
-                self.inner.templates.put(Arc::clone(&behind.loaded));
-                let view = super::images::view(&snapshot);
-                tell.send_replace(Progress::Published(Box::new(view)));
-                self.inner.templates.behind.remove(tag);
-                info!(%tag, "branch written");
-            }
-            Some(Err(problem)) => {
-                let why = problem.chain();
-                error!(%tag, error = why, "branch not written; it is in memory only");
-                tell.send_replace(Progress::Failed(why));
-            }
-            None => {
-                tell.send_replace(Progress::Removed);
-            }
-        }
     }
 
     /// The snapshot on disk that a branch lies over, kept from now on.
@@ -299,64 +249,6 @@ fn save_spec(draft: &Draft, layer: bool) -> SaveSpec {
         memory,
         state: draft.state_path(),
     }
-}
-
-/// A branch is written as a layer; to stand alone it is put together with what is below it.
-fn branch_spec(draft: &Draft, full: bool) -> BranchSpec {
-    let (memory, index) = (draft.memory_path(), draft.index_path());
-    let files = match full {
-        false => LayerFiles { memory, index },
-        true => LayerFiles {
-            memory: memory.with_file_name(PARTS.0),
-            index: memory.with_file_name(PARTS.1),
-        },
-    };
-    BranchSpec {
-        files,
-        state: draft.state_path(),
-    }
-}
-
-async fn publish(
-    draft: Draft,
-    about: ManifestDraft,
-    full: Option<(Arc<Pin>, LayerFiles)>,
-) -> Result<Snapshot, Error> {
-    blocking(move || {
-        if let Some((pin, layer)) = full {
-            let memory = draft.memory_path();
-            put_together(pin.files(), &layer, &memory).map_err(|e| {
-                let text = format!("cannot put {} together", memory.display());
-                Error::new(ErrorCode::InsufficientResources, text).with_source(e)
-            })?;
-        }
-        Ok(draft.publish(about)?)
-    })
-    .await?
-}
-
-/// Base and layers, applied. Blocks.
-fn put_together(
-    below: &Files,
-    layer: &LayerFiles,
-    to: &std::path::Path,
-) -> Result<(), std::io::Error> {
-    let other = |error: &dyn std::error::Error| std::io::Error::other(forkd_host::chain(error));
-    let base = std::fs::File::open(&below.memory)?;
-    let options = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .clone();
-    let flat = options.open(to)?;
-    sparse::copy(&base, &flat).map_err(|e| other(&e))?;
-    let layers = below.layers.iter().map(|l| (&l.memory, &l.index));
-    for (memory, index) in layers.chain([(&layer.memory, &layer.index)]) {
-        let index = Index::decode(&std::fs::read(index)?).map_err(|e| other(&e))?;
-        let pages = std::fs::File::open(memory)?;
-        sparse::apply_layer(&flat, &pages, &index).map_err(|e| other(&e))?;
-    }
-    Ok(())
 }
 
 fn about(

@@ -61,9 +61,9 @@ impl Node {
 
     /// Removes a snapshot.
     pub async fn remove_snapshot(&self, tag: &Tag, mode: RemoveMode) -> Result<(), Error> {
-        let in_memory = self.inner.templates.behind.get(tag).is_some();
+        let mut on_disk = self.inner.templates.behind.get(tag).is_none();
         let doomed = self.doomed(tag, mode).await?;
-        for tag in &doomed {
+        for (above, tag) in doomed.iter().enumerate() {
             let live = self.live_of(tag);
             match mode {
                 RemoveMode::Refuse if !live.is_empty() => return Err(in_use(tag, &live)),
@@ -79,11 +79,17 @@ impl Node {
                 self.refuse_base_of_unwritten(tag)?;
             }
             match self.inner.templates.behind.remove(tag) {
-                Some(behind) => behind.give_up().await,
+                Some(behind) => {
+                    // It may have come to disk at the last moment.
+                    if behind.give_up().await {
+                        self.close_template(tag).await;
+                        on_disk |= above == 0;
+                    }
+                }
                 None => self.close_template(tag).await,
             }
         }
-        if in_memory {
+        if !on_disk {
             return Ok(());
         }
         let dependents = match mode {

@@ -1,5 +1,7 @@
 //! Branches that can be forked before they are written.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use forkd_engine::fake::FakeConfig;
@@ -44,11 +46,15 @@ async fn status(world: &World, name: &str) -> (SnapshotStatus, bool) {
 }
 
 async fn until_ready(world: &World, name: &str) {
+    until(world, name, SnapshotStatus::Ready).await;
+}
+
+async fn until(world: &World, name: &str, wanted: SnapshotStatus) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while status(world, name).await != (SnapshotStatus::Ready, true) {
+    while status(world, name).await != (wanted, true) {
         assert!(
             tokio::time::Instant::now() < deadline,
-            "never ready: {name}"
+            "{name} is never {wanted:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -292,4 +298,207 @@ async fn more_branches_than_are_written_at_once_are_all_forked_and_all_written()
     }
     assert_eq!(world.node.sandbox(&id).unwrap().branches, 9);
     assert!(world.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_branch_that_could_not_be_written_is_written_later() {
+    let world = world(Duration::ZERO).await;
+    let failing = FakeConfig {
+        fail_writes: 1,
+        ..slow(Duration::from_millis(200))
+    };
+    let (world, _) = world.reopen(failing).await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 6").await;
+    world
+        .node
+        .branch(request(&id, "late", false))
+        .await
+        .unwrap();
+    until(&world, "late", SnapshotStatus::Failed).await;
+    assert!(world.leftovers().is_empty());
+    let view = world.node.snapshot(&tag("late")).await.unwrap();
+    assert!(view.problem.is_some() && !view.dir.exists());
+    // Its name stays taken, and it goes on being forked.
+    let taken = world.node.branch(request(&id, "late", false)).await;
+    assert_eq!(taken.unwrap_err().code(), ErrorCode::AlreadyExists);
+    let child = world.one("late").await;
+    assert_eq!(world.eval(&child, "x").await, Some("6".into()));
+    until(&world, "late", SnapshotStatus::Writing).await;
+    until_ready(&world, "late").await;
+    let written = world.node.snapshot(&tag("late")).await.unwrap();
+    assert_eq!((written.id, written.problem), (view.id, None));
+    let (world, _) = world.reopen(slow(Duration::ZERO)).await;
+    let id = world.one("late").await;
+    assert_eq!(world.eval(&id, "x").await, Some("6".into()));
+}
+
+#[tokio::test]
+async fn a_branch_that_waits_to_be_written_again_is_removed_without_a_trace() {
+    let world = world(Duration::ZERO).await;
+    let failing = FakeConfig {
+        fail_save: true,
+        ..slow(Duration::ZERO)
+    };
+    let (world, _) = world.reopen(failing.clone()).await;
+    let id = world.one("base").await;
+    let one = tag("one");
+    let removed = || world.node.remove_snapshot(&one, RemoveMode::Refuse);
+    for name in ["one", "two"] {
+        world.node.branch(request(&id, name, false)).await.unwrap();
+        until(&world, name, SnapshotStatus::Failed).await;
+    }
+    removed().await.unwrap();
+    world.node.branch(request(&id, "one", false)).await.unwrap();
+    removed().await.unwrap();
+    // The end of the daemon does not wait for the next attempt, and what is lost is not half there.
+    let began = tokio::time::Instant::now();
+    let (world, _) = world.reopen(failing).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "it waited");
+    let left = world.node.snapshots().await.unwrap();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(world.leftovers().is_empty());
+    let id = world.one("base").await;
+    world.node.branch(request(&id, "two", false)).await.unwrap();
+    until(&world, "two", SnapshotStatus::Failed).await;
+    world.node.close(Close::KillAll).await;
+    assert!(world.leftovers().is_empty() && world.run_files().is_empty());
+}
+
+/// A small file system of a test's own.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf) -> Option<Disk> {
+        std::fs::create_dir(&at).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        // Little more than the heart leaves free and the base needs.
+        let options = Some(c"size=340m");
+        match rustix::mount::mount("forkd-test", &at, "tmpfs", flags, options) {
+            Ok(()) => Some(Disk(at)),
+            Err(error) => {
+                eprintln!("skipped: cannot mount a small file system: {error}");
+                None
+            }
+        }
+    }
+
+    /// Takes all that is free.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.filler()).unwrap();
+        for block in [1 << 20, 4096] {
+            while file.write_all(&vec![1; block]).is_ok() {}
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join(".filler")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_branch_is_written_when_a_full_disk_has_space_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::mount(dir.path().join("snapshots")) else {
+        return;
+    };
+    // In this order the disk goes first.
+    let (world, disk) = (World::inside(dir, slow(Duration::ZERO)).await, disk);
+    world.make_base().await;
+    let id = world.one("base").await;
+    world.eval(&id, "x = 9").await;
+    disk.fill();
+    for full in [false, true] {
+        let name = if full { "full" } else { "layer" };
+        let request = BranchRequest {
+            full,
+            ..request(&id, name, true)
+        };
+        let error = world.node.branch(request).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InsufficientResources, "{error}");
+        assert!(error.chain().contains("No space left"), "{}", error.chain());
+        assert_eq!(status(&world, name).await, (SnapshotStatus::Failed, true));
+    }
+    // Not tried, while it cannot succeed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for name in ["layer", "full"] {
+        assert_eq!(status(&world, name).await, (SnapshotStatus::Failed, true));
+        let child = world.one(name).await;
+        assert_eq!(world.eval(&child, "x").await, Some("9".into()));
+    }
+    std::fs::remove_file(disk.filler()).unwrap();
+    for name in ["layer", "full"] {
+        until_ready(&world, name).await;
+    }
+    assert!(world.leftovers().is_empty());
+    let (world, _) = world.reopen(slow(Duration::ZERO)).await;
+    for name in ["layer", "full"] {
+        let id = world.one(name).await;
+        assert_eq!(world.eval(&id, "x").await, Some("9".into()));
+    }
+    drop((disk, world));
+}
+
+/// Where templates of snapshots on disk have their files.
+fn loaded(world: &World) -> usize {
+    let templates = world.dir.path().join("snapshots/.templates");
+    std::fs::read_dir(templates).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn forks_get_users_of_their_own_once_the_branch_is_written() {
+    for (branches_keep_user, more) in [(true, 1), (false, 0)] {
+        let world = world(Duration::ZERO).await;
+        let config = FakeConfig {
+            branches_keep_user,
+            ..slow(Duration::from_millis(300))
+        };
+        let (world, _) = world.reopen(config).await;
+        let id = world.one("base").await;
+        world.eval(&id, "x = 7").await;
+        world.node.branch(request(&id, "mid", false)).await.unwrap();
+        let before = loaded(&world);
+        let early = world.one("mid").await;
+        assert_eq!(loaded(&world), before, "it was not written yet");
+        until_ready(&world, "mid").await;
+        let late = world.one("mid").await;
+        assert_eq!(loaded(&world), before + more);
+        for id in [early, late] {
+            assert_eq!(world.eval(&id, "x").await, Some("7".into()));
+        }
+        world
+            .node
+            .remove_snapshot(&tag("mid"), RemoveMode::Cascade)
+            .await
+            .unwrap();
+        assert_eq!(loaded(&world), before);
+    }
+}
+
+#[tokio::test]
+async fn a_long_line_of_branches_does_not_end_at_the_deepest_layer() {
+    let world = world(Duration::ZERO).await;
+    let config = FakeConfig {
+        branches_keep_user: true,
+        ..slow(Duration::ZERO)
+    };
+    let (world, _) = world.reopen(config).await;
+    let mut id = world.one("base").await;
+    let mut whole = 0;
+    for depth in 0..70 {
+        world.eval(&id, &format!("x = {depth}")).await;
+        let name = format!("b{depth}");
+        let view = world.node.branch(request(&id, &name, true)).await.unwrap();
+        whole += usize::from(!view.layered);
+        world.node.kill(&id).await.unwrap();
+        id = world.one(&name).await;
+        assert_eq!(world.eval(&id, "x").await, Some(depth.to_string()));
+    }
+    assert_eq!(whole, 2);
 }

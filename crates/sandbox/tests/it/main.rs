@@ -1,7 +1,8 @@
 //! The heart over the fake engine: everything real but the machines.
 #![allow(
     clippy::unwrap_used,
-    reason = "a test ends where something unexpected happens"
+    clippy::print_stderr,
+    reason = "a test ends where something unexpected happens, and says when it is skipped"
 )]
 
 mod admission;

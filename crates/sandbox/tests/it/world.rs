@@ -23,7 +23,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(config: FakeConfig) -> World {
-        let dir = tempfile::tempdir().unwrap();
+        World::inside(tempfile::tempdir().unwrap(), config).await
+    }
+
+    /// A world in a directory that has been prepared.
+    pub(crate) async fn inside(dir: tempfile::TempDir, config: FakeConfig) -> World {
         for file in ["kernel", "initramfs", "rootfs"] {
             std::fs::write(dir.path().join(file), file).unwrap();
         }
@@ -34,12 +38,13 @@ impl World {
     /// A world with one snapshot, `base`.
     pub(crate) async fn with_base(config: FakeConfig) -> World {
         let world = World::new(config).await;
+        world.make_base().await;
         world
-            .node
-            .create_snapshot(world.request("base"), None)
-            .await
-            .unwrap();
-        world
+    }
+
+    pub(crate) async fn make_base(&self) {
+        let request = self.request("base");
+        self.node.create_snapshot(request, None).await.unwrap();
     }
 
     pub(crate) fn request(&self, name: &str) -> SnapshotRequest {

@@ -142,7 +142,7 @@ fn a_halted_machine_can_be_paused_and_branched() {
 }
 
 #[test]
-fn a_written_branch_says_so() {
+fn a_written_branch_says_so_and_can_be_written_again() {
     let Some(mut world) = World::new() else {
         return;
     };
@@ -153,13 +153,19 @@ fn a_written_branch_says_so() {
     };
     assert_eq!(state(&mut branch.template), State::Memory);
     let directory = world.directory("written");
-    branch.template.write(&Request::Write, &directory).unwrap();
+    let (files, _) = branch.template.write(&Request::Write, &directory).unwrap();
     let template = std::cell::RefCell::new(branch.template);
     eventually("ready", || {
         state(&mut template.borrow_mut()) == State::Ready
     });
-    let again = template
-        .borrow_mut()
-        .write(&Request::Write, &world.directory("again"));
-    assert!(again.is_err(), "once is enough");
+    // What was written may be lost before it is published.
+    let directory = world.directory("again");
+    let again = template.borrow_mut().write(&Request::Write, &directory);
+    let read = |path| std::fs::read(path).unwrap();
+    assert!(read(again.unwrap().0.memory) == read(files.memory.clone()));
+    // One that was loaded is on disk as it is.
+    let mut loaded = load("written", &[files]);
+    let directory = world.directory("loaded");
+    let refused = loaded.write(&Request::Write, &directory).unwrap_err();
+    assert!(refused.to_string().contains("loaded"), "{refused}");
 }
