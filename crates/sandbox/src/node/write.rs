@@ -110,7 +110,8 @@ impl Writing {
         loop {
             tokio::time::sleep(*pause).await;
             let store = self.node.inner.store.clone();
-            let room = blocking(move || store.require_free(limits::DISK_FLOOR_BYTES)).await;
+            let reserve = self.node.inner.admission.disk_reserve_bytes();
+            let room = blocking(move || store.require_free(reserve)).await;
             if matches!(room, Ok(Ok(()))) {
                 return;
             }
