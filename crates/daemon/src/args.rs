@@ -194,7 +194,7 @@ pub struct AdmissionArgs {
     /// answered with 507.
     #[arg(long, env = "FORKD_MEMORY_RESERVE_MIB", value_name = "MIB", default_value_t = Admission::default().memory_reserve_mib)]
     pub memory_reserve_mib: u64,
-    /// Disk left free where snapshots and run directories are, at most a sixteenth of the file system; what would
+    /// Disk left free where snapshots, records and run directories are, at most a sixteenth of the file system; what would
     /// take of it is answered with 507.
     #[arg(long, env = "FORKD_DISK_RESERVE_MIB", value_name = "MIB", default_value_t = Admission::default().disk_reserve_mib)]
     pub disk_reserve_mib: u64,

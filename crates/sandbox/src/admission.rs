@@ -29,8 +29,8 @@ pub struct Admission {
     pub vcpus_per_cpu: Option<u32>,
     /// Memory that is left to everything else, MiB.
     pub memory_reserve_mib: u64,
-    /// Disk that is left free where snapshots and run directories are, MiB; a sixteenth of a file system where that
-    /// is less.
+    /// Disk that is left free where snapshots, records and run directories are, MiB; a sixteenth of a file system
+    /// where that is less.
     pub disk_reserve_mib: u64,
 }
 
@@ -99,8 +99,10 @@ pub struct Room {
 /// Where to look.
 #[derive(Debug)]
 pub(crate) struct Places {
-    /// Where snapshots are.
+    /// Where snapshots are. Forks write nothing there: a branch in memory can be forked while it cannot be written.
     pub(crate) snapshots: PathBuf,
+    /// Where sandboxes are written down.
+    pub(crate) records: PathBuf,
     /// Where the files of running VMs are.
     pub(crate) run: PathBuf,
     /// The group that sandboxes' groups are in.
@@ -207,7 +209,7 @@ impl Ledger {
 
     fn look(&self, running: (u64, u64), promised: Load) -> Found {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        let short = [&self.places.snapshots, &self.places.run];
+        let short = [&self.places.records, &self.places.run];
         let short = short.into_iter().find_map(|path| self.short_of_disk(path));
         Found {
             sandboxes: running.0 + promised.sandboxes,

@@ -91,6 +91,7 @@ fn ledger(bounds: Admission) -> (tempfile::TempDir, Arc<Ledger>) {
     let dir = tempfile::tempdir().unwrap();
     let places = Places {
         snapshots: dir.path().to_owned(),
+        records: dir.path().to_owned(),
         run: dir.path().to_owned(),
         group: None,
     };

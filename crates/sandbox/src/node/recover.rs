@@ -43,6 +43,7 @@ impl Node {
             config.admission,
             admission::Places {
                 snapshots: config.snapshot_root.clone(),
+                records: config.state.clone(),
                 run: config.run_dir.clone(),
                 group: places.group().map(Path::to_owned),
             },
