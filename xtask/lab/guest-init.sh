@@ -89,6 +89,27 @@ while True:
     last = now
     time.sleep(0.001)
 ' & ;;
+    high) chroot /root /usr/bin/python3 -c '
+import ctypes, mmap, time
+PAGE, PAGES = 4096, 1024
+memory = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def get(page): return int.from_bytes(memory[page * PAGE:page * PAGE + 8], "little")
+def put(page, value): memory[page * PAGE:page * PAGE + 8] = value.to_bytes(8, "little")
+for page in range(PAGES): put(page, page)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+    pagemap.seek(address // PAGE * 8)
+    entries = memoryview(pagemap.read(PAGES * 8)).cast("Q")
+print("lab: above", sum(entry & ((1 << 55) - 1) >= 1 << 20 for entry in entries), flush=True)
+n = 0
+while True:
+    n += 1
+    for page in range(PAGES):
+        if get(page) != page + n - 1: print("lab: high WRONG", page, n, flush=True)
+        put(page, page + n)
+    print("lab: high", n, flush=True)
+    time.sleep(0.2)
+' & ;;
     devices) for d in /sys/bus/virtio/devices/*; do echo "lab: device $(cat $d/device)"; done ;;
     interrupts) sed 's/^/lab: irq /' /proc/interrupts ;;
     memory) echo "lab: memory $(sed -n "s/MemTotal: *\([0-9]*\).*/\1/p" /proc/meminfo)" ;;

@@ -21,6 +21,8 @@ mount -t tmpfs tmpfs /new/tmp
 mount -t tmpfs tmpfs /new/run
 mount -t devpts devpts /new/dev/pts
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+# Which tests earlier nodes of this run have answered for.
+tr -d '\0' < /new/dev/vdd > /new/run/known
 ip link set lo up
 hostname lab
 export PATH=/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root

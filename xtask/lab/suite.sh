@@ -1,7 +1,7 @@
 #!/bin/sh
 # The suite that runs inside the node: every test program given to it, one test at a time, then the
 # commands of a user with the image that came along. Each test answers with a line PASS or FAIL; the exit
-# code says whether all passed.
+# code says whether all passed. A test that an earlier node of the same run has answered for is left out.
 set -u
 filter=$(cat /lab/filter)
 length=$(cat /lab/length)
@@ -19,6 +19,14 @@ if [ -d /lab/in/images ]; then
     export FORKD_TEST_IMAGE_DIR=/run/guest
 fi
 
+uptime() { cut -d' ' -f1 /proc/uptime; }
+
+# Whether an earlier node of this run has got as far as a result for this.
+known() { grep -qxF "$1" /run/known; }
+
+# result PASS|FAIL NAME SINCE
+result() { echo "$1 $2 ($(echo "$(uptime) $3" | awk '{ printf "%.0f", $1 - $2 }') s)"; }
+
 for program in /lab/tests/*; do
     [ -x "$program" ] || continue
     name=${program##*/}
@@ -28,21 +36,25 @@ for program in /lab/tests/*; do
     "short forkd-engine.lib") only=kvm::tests::linux ;;
     "short forkd-vmm.lab") only=devices ;;
     esac
-    log=/out/$name.log
-    echo "lab: $name after $(cut -d' ' -f1 /proc/uptime) s"
-    { "$program" --test-threads=1 --nocapture ${filter:-$only} 2>&1; echo $? > /tmp/code; } | tee "$log"
-    [ "$(cat /tmp/code)" = 0 ] || bad=1
-    # What a test prints stands between its name and its result.
-    awk -v program="$name" '
-        /^test .+ \.\.\. / { test = $2 }
-        /(^| )(ok|FAILED)$/ && test != "" {
-            print ($NF == "ok" ? "PASS" : "FAIL"), program, test
-            test = ""
-        }' "$log"
+    if ! "$program" --list --format terse ${filter:-$only} > /tmp/tests; then
+        echo "FAIL $name"
+        bad=1
+    fi
+    for test in $(sed -n 's/: test$//p' /tmp/tests); do
+        known "$name $test" && continue
+        since=$(uptime)
+        { "$program" --exact "$test" --nocapture 2>&1; echo $? > /tmp/code; } | tee -a "/out/$name.log"
+        if [ "$(cat /tmp/code)" = 0 ]; then
+            result PASS "$name $test" "$since"
+        else
+            result FAIL "$name $test" "$since"
+            bad=1
+        fi
+    done
 done
 
 if [ -d /lab/in/images ] && [ -x /lab/bin/forkd ] && [ -z "$filter" ]; then
     . /lab/user
 fi
-echo "lab: done after $(cut -d' ' -f1 /proc/uptime) s"
+echo "lab: done after $(uptime) s"
 exit $bad

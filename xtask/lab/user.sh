@@ -12,11 +12,11 @@ run() { timeout 120 forkd "$@"; }
 
 check() {
     name=$1
-    echo "lab: $name after $(cut -d' ' -f1 /proc/uptime) s"
+    since=$(uptime)
     if "$name"; then
-        echo "PASS user $name"
+        result PASS "user $name" "$since"
     else
-        echo "FAIL user $name"
+        result FAIL "user $name" "$since"
         tail -40 /out/serve*.log 2>/dev/null
         bad=1
     fi
