@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use forkd_sandbox::Room;
-use forkd_sandbox::spec::Warm;
+use forkd_sandbox::spec::{self, Warm};
 use forkd_sandbox::view::{self, SandboxView, SnapshotView};
 use forkd_slot::policy::{Mode, Policy, Rule};
 use forkd_wire::api::node::NodeRoom;
 use forkd_wire::api::sandbox::{
-    GUEST_ADDR, MemoryUse, NetworkMode, NetworkPolicy, SandboxEnding, SandboxInfo, SandboxStages,
-    SandboxState,
+    GUEST_ADDR, IoLimit, MemoryUse, NetworkMode, NetworkPolicy, SandboxEnding, SandboxInfo,
+    SandboxStages, SandboxState,
 };
 use forkd_wire::api::snapshot::{
     CreateSnapshot, SnapshotInfo, SnapshotStages, SnapshotState, SnapshotStep,
@@ -88,12 +88,11 @@ pub(crate) fn warm(request: &CreateSnapshot) -> Result<Warm, ApiError> {
 }
 
 pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
-    let unlimited = view.memory_limit_mib.is_some() && !view.memory_limit_enforced;
     SandboxInfo {
-        not_enforced: unlimited
-            .then(|| "memory_limit_mib".to_owned())
-            .into_iter()
-            .collect(),
+        not_enforced: view.not_enforced,
+        cpu_limit_milli: view.limits.cpu_milli,
+        pids_limit: view.limits.pids,
+        io_limit: io_limit(view.limits.io),
         id: view.id,
         snapshot_tag: view.tag,
         network: network(&view.network.policy),
@@ -117,6 +116,24 @@ pub(crate) fn sandbox(view: SandboxView) -> SandboxInfo {
             forked_ms: millis(view.stages.forked),
             ready_ms: millis(view.stages.ready),
         },
+    }
+}
+
+fn io_limit(limit: spec::IoLimit) -> Option<IoLimit> {
+    limit.is_some().then_some(IoLimit {
+        read_bytes_per_sec: limit.read_bytes,
+        write_bytes_per_sec: limit.write_bytes,
+        read_iops: limit.reads,
+        write_iops: limit.writes,
+    })
+}
+
+pub(crate) fn io_limit_of(body: IoLimit) -> spec::IoLimit {
+    spec::IoLimit {
+        read_bytes: body.read_bytes_per_sec,
+        write_bytes: body.write_bytes_per_sec,
+        reads: body.read_iops,
+        writes: body.write_iops,
     }
 }
 

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::block::Device;
+
 mod headroom;
 #[cfg(test)]
 mod tests;
@@ -56,7 +58,7 @@ pub enum Error {
 }
 
 /// What a group may use; `None` is without limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Memory in bytes. Swap is refused then, or a limit would only move the trouble.
     pub memory_bytes: Option<u64>,
@@ -64,19 +66,30 @@ pub struct Limits {
     pub cpu_milli: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
-    /// Bytes a second, read and written, of each of these block devices.
-    pub io: Option<IoLimit>,
+    /// Traffic with each of `disks`.
+    pub io: IoRates,
+    /// The disks that `io` counts for, each by itself.
+    pub disks: Vec<Device>,
 }
 
-/// A limit on one block device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IoLimit {
-    /// Major and minor number.
-    pub device: (u32, u32),
-    /// Bytes read a second.
-    pub read_bps: u64,
-    /// Bytes written a second.
-    pub write_bps: u64,
+/// Traffic with one disk, each second; `None` is without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoRates {
+    /// Bytes read.
+    pub read_bytes: Option<u64>,
+    /// Bytes written.
+    pub write_bytes: Option<u64>,
+    /// Reads.
+    pub reads: Option<u64>,
+    /// Writes.
+    pub writes: Option<u64>,
+}
+
+impl IoRates {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A group that leaves are made in.
@@ -211,12 +224,24 @@ fn settings(limits: &Limits) -> Vec<(&'static str, &'static str, String)> {
     if limits.memory_bytes.is_some() {
         settings.push(("memory", "memory.swap.max", "0".to_owned()));
     }
-    if let Some(io) = limits.io {
-        let (major, minor) = io.device;
-        let value = format!("{major}:{minor} rbps={} wbps={}", io.read_bps, io.write_bps);
-        settings.push(("io", "io.max", value));
+    if !limits.io.is_unlimited() {
+        let disks = limits.disks.iter();
+        settings.extend(disks.map(|disk| ("io", "io.max", io_max(*disk, limits.io))));
     }
     settings
+}
+
+fn io_max(disk: Device, rates: IoRates) -> String {
+    let given = [
+        ("rbps", rates.read_bytes),
+        ("wbps", rates.write_bytes),
+        ("riops", rates.reads),
+        ("wiops", rates.writes),
+    ];
+    let given = given
+        .into_iter()
+        .filter_map(|(name, rate)| Some(format!(" {name}={}", rate?)));
+    format!("{}:{}{}", disk.major, disk.minor, given.collect::<String>())
 }
 
 impl Leaf {

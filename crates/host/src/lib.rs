@@ -3,6 +3,7 @@
 //! Blocking, without an async runtime: async callers come through a thread that may block. Nothing
 //! here knows snapshots, sandboxes or engines.
 
+pub mod block;
 pub mod cgroup;
 pub mod facts;
 pub mod file;

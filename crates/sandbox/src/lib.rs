@@ -24,4 +24,4 @@ pub mod view;
 pub use admission::{Admission, Resource, Room};
 pub use error::Error;
 pub use node::Node;
-pub use place::{Isolation, Missing, PlaceRecord};
+pub use place::{Isolation, Missing, PlaceLimits, PlaceRecord};

@@ -9,6 +9,15 @@ pub const MEMORY_MIB: RangeInclusive<u64> = 64..=256 * 1024;
 /// Processor time of a VM's process, thousandths of one processor.
 pub const CPU_MILLI: RangeInclusive<u64> = 10..=32_000;
 
+/// Processes and threads of a VM: one for each vCPU and a few for devices, times some when many are busy.
+pub const PIDS: RangeInclusive<u64> = 64..=32_768;
+
+/// Bytes a VM reads or writes a second.
+pub const IO_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
+
+/// Reads or writes of a VM a second.
+pub const IO_OPERATIONS: RangeInclusive<u64> = 1..=1_000_000_000;
+
 /// Virtual CPUs of a machine.
 pub const VCPUS: RangeInclusive<u64> = 1..=32;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use forkd_engine::SlotHandles;
-use forkd_host::cgroup::{self, Leaf, Limits};
+use forkd_host::cgroup::{self, Leaf};
 use forkd_slot::address;
 use forkd_slot::dns::{self, Names};
 use forkd_slot::policy::{Mode, Policy};
@@ -24,12 +24,13 @@ use crate::Error;
 use crate::node::blocking;
 use forkd_host::chain;
 
+mod limits;
 mod networks;
 
+use limits::Disks;
+pub use limits::PlaceLimits;
 use networks::{Networks, no_network, slot_error};
 
-/// Processes and threads of one VM. A VM has a thread for each vCPU and a few for devices.
-const VM_PIDS: u64 = 512;
 const TOLD_TO_HAVE_NONE: &str = "this node was told to have none (--net none)";
 
 /// How sandboxes are kept apart.
@@ -94,8 +95,12 @@ pub(crate) struct Wish {
     pub(crate) vcpus: u32,
     /// What it wants to reach, if somebody said so.
     pub(crate) policy: Option<Policy>,
-    /// What it may use.
-    pub(crate) limits: Limits,
+    /// The most memory its VM may use, MiB.
+    pub(crate) memory_mib: Option<u64>,
+    /// What else its VM may use.
+    pub(crate) limits: PlaceLimits,
+    /// Files and directories that its VM reads and writes.
+    pub(crate) files: Vec<PathBuf>,
 }
 
 /// What all sandboxes of a node share.
@@ -104,6 +109,8 @@ pub(crate) struct Places {
     networks: Option<Networks>,
     groups: Option<cgroup::Root>,
     missing: Vec<Missing>,
+    /// Whether a limit that nobody enforces is refused.
+    required: bool,
 }
 
 /// The place of one sandbox.
@@ -113,8 +120,9 @@ pub(crate) struct Place {
     policy: Mutex<Policy>,
     names: Option<(Names, AbortHandle)>,
     leaf: Option<Leaf>,
-    limits_memory: bool,
     vcpus: u32,
+    limits: PlaceLimits,
+    not_enforced: Vec<String>,
 }
 
 /// What is kept of a place.
@@ -125,6 +133,10 @@ pub struct PlaceRecord {
     pub slot: Option<u32>,
     /// Virtual CPUs of the machine that lives there; 0 in records that do not know.
     pub vcpus: u32,
+    /// Limits that were asked for.
+    pub limits: PlaceLimits,
+    /// Those of them, and of its memory, that are not enforced.
+    pub not_enforced: Vec<String>,
     /// The control group's path.
     pub cgroup: Option<PathBuf>,
     /// Whether there is a network.
@@ -156,7 +168,7 @@ impl Places {
             Ok(None) => None,
             Ok(Some(root)) => {
                 let without = |c: &&str| !root.controllers().iter().any(|known| known == c);
-                for controller in ["memory", "cpu", "pids"].iter().filter(|c| without(c)) {
+                for controller in cgroup::CONTROLLERS.iter().filter(|c| without(c)) {
                     let why = format!("{} has no {controller} controller", root.path().display());
                     lacks(controller, why);
                 }
@@ -171,6 +183,7 @@ impl Places {
             networks,
             groups,
             missing,
+            required: config.required,
         }
     }
 
@@ -284,7 +297,7 @@ impl Places {
     fn take_now(&self, name: &str, wish: Wish) -> Result<Place, Error> {
         let problem = self.networks.as_ref().and_then(Networks::problem);
         let networks = self.networks.as_ref().filter(|_| problem.is_none());
-        let policy = match (wish.policy, networks) {
+        let policy = match (wish.policy.clone(), networks) {
             (Some(policy), None) if policy.mode() == Mode::Nat => {
                 let known = self.missing.iter().find(|m| m.what == "network");
                 let known = problem.or_else(|| known.map(|missing| missing.why.as_str()));
@@ -294,13 +307,19 @@ impl Places {
             (None, Some(_)) if wish.device => Policy::default(),
             (None, _) => Policy::NONE,
         };
+        let disks = Disks::of(&wish);
+        let not_enforced = limits::not_enforced(&wish, &disks, |controller| self.has(controller));
+        if self.required && !not_enforced.is_empty() {
+            return Err(unlimited(&not_enforced));
+        }
         let slot = networks
             .map(|networks| networks.take(&policy))
             .transpose()?;
-        match self.leaf(name, wish.limits) {
+        match self.leaf(name, &wish, &disks) {
             Ok(leaf) => Ok(Place {
-                limits_memory: leaf.is_some() && self.has("memory"),
                 vcpus: wish.vcpus,
+                limits: wish.limits,
+                not_enforced: not_enforced.into_iter().map(str::to_owned).collect(),
                 ..Place::new(slot, leaf, policy)
             }),
             Err(e) => {
@@ -312,15 +331,12 @@ impl Places {
         }
     }
 
-    fn leaf(&self, name: &str, mut limits: Limits) -> Result<Option<Leaf>, Error> {
+    fn leaf(&self, name: &str, wish: &Wish, disks: &Disks) -> Result<Option<Leaf>, Error> {
         let Some(root) = &self.groups else {
             return Ok(None);
         };
-        // What nobody enforces is told in `missing`; to fail for it would be of no use to anybody.
-        limits.pids = limits.pids.or(Some(VM_PIDS)).filter(|_| self.has("pids"));
-        limits.memory_bytes = limits.memory_bytes.filter(|_| self.has("memory"));
-        limits.cpu_milli = limits.cpu_milli.filter(|_| self.has("cpu"));
-        limits.io = limits.io.filter(|_| self.has("io"));
+        // What nobody enforces is told in `not_enforced`; to fail for it would be of no use to anybody.
+        let limits = limits::enforced(wish, disks, |controller| self.has(controller));
         let made = root.leaf(name, &limits).map_err(|e| {
             Error::new(
                 ErrorCode::Internal,
@@ -344,8 +360,9 @@ impl Places {
         };
         let leaf = record.cgroup.clone().and_then(Leaf::at);
         Place {
-            limits_memory: leaf.is_some() && self.has("memory"),
             vcpus: record.vcpus,
+            limits: record.limits,
+            not_enforced: record.not_enforced.clone(),
             ..Place::new(slot, leaf, policy)
         }
     }
@@ -388,8 +405,9 @@ impl Place {
             policy: Mutex::new(policy),
             names: None,
             leaf,
-            limits_memory: false,
             vcpus: 0,
+            limits: PlaceLimits::default(),
+            not_enforced: vec![],
         }
     }
 
@@ -446,9 +464,14 @@ impl Place {
         self.vcpus.max(1)
     }
 
-    /// Whether a limit on its memory is enforced.
-    pub(crate) fn limits_memory(&self) -> bool {
-        self.limits_memory
+    /// The limits that were asked for, besides that of memory.
+    pub(crate) fn limits(&self) -> PlaceLimits {
+        self.limits
+    }
+
+    /// Limits that were asked for and are not enforced.
+    pub(crate) fn not_enforced(&self) -> &[String] {
+        &self.not_enforced
     }
 
     /// What its guest may reach.
@@ -474,6 +497,8 @@ impl Place {
         PlaceRecord {
             slot: self.slot.as_ref().map(|slot| slot.index()),
             vcpus: self.vcpus,
+            limits: self.limits,
+            not_enforced: self.not_enforced.clone(),
             cgroup: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
             nat: policy.mode() == Mode::Nat,
             allow: texts(policy.allow()),
@@ -498,6 +523,17 @@ impl PlaceRecord {
             rules(&self.allow).and_then(|allow| Policy::new(Mode::Nat, allow, rules(&self.deny)?));
         read.unwrap_or(Policy::NONE)
     }
+}
+
+fn unlimited(what: &[&str]) -> Error {
+    let text = format!(
+        "this node must enforce every limit, but cannot enforce {}",
+        what.join(", ")
+    );
+    Error::new(ErrorCode::Incompatible, text).with_remedy(
+        "leave that limit out; one on input and output needs images, snapshots and the run directory on a disk, \
+         not on overlay or a network file system",
+    )
 }
 
 /// The group of this node's sandboxes, swept of what no record names. Several nodes may share the group above.

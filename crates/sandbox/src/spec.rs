@@ -86,6 +86,46 @@ impl SnapshotRequest {
     }
 }
 
+/// Traffic of a VM with each disk that its files are on, each second; `None` is without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct IoLimit {
+    /// Bytes read.
+    pub read_bytes: Option<u64>,
+    /// Bytes written.
+    pub write_bytes: Option<u64>,
+    /// Reads.
+    pub reads: Option<u64>,
+    /// Writes.
+    pub writes: Option<u64>,
+}
+
+impl IoLimit {
+    /// Whether anything is limited.
+    pub fn is_some(&self) -> bool {
+        *self != Self::default()
+    }
+
+    fn validate(&self) -> Result<(), InvalidSpec> {
+        let rates = [
+            ("bytes read per second", self.read_bytes, limits::IO_BYTES),
+            (
+                "bytes written per second",
+                self.write_bytes,
+                limits::IO_BYTES,
+            ),
+            ("reads per second", self.reads, limits::IO_OPERATIONS),
+            ("writes per second", self.writes, limits::IO_OPERATIONS),
+        ];
+        for (what, rate, range) in rates {
+            if let Some(rate) = rate {
+                within(what, rate, range, "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Sandboxes to be forked from a snapshot.
 #[derive(Debug, Clone)]
 pub struct ForkRequest {
@@ -105,6 +145,10 @@ pub struct ForkRequest {
     pub memory_limit_mib: Option<u64>,
     /// Processor time of each VM process, thousandths of one processor.
     pub cpu_limit_milli: Option<u64>,
+    /// Processes and threads of each VM; `None` is the default.
+    pub pids_limit: Option<u64>,
+    /// Traffic of each VM with disks.
+    pub io_limit: IoLimit,
     /// What the guests may reach; `None` is the default, or nothing where there is no network.
     pub network: Option<Policy>,
     /// Longest time until every guest has answered.
@@ -123,6 +167,8 @@ impl ForkRequest {
             timeout: None,
             memory_limit_mib: None,
             cpu_limit_milli: None,
+            pids_limit: None,
+            io_limit: IoLimit::default(),
             network: None,
             ready_timeout: limits::READY_TIMEOUT,
         }
@@ -137,6 +183,10 @@ impl ForkRequest {
         if let Some(milli) = self.cpu_limit_milli {
             within("processor limit", milli, limits::CPU_MILLI, "thousandths")?;
         }
+        if let Some(pids) = self.pids_limit {
+            within("process limit", pids, limits::PIDS, "")?;
+        }
+        self.io_limit.validate()?;
         for key in self.env.keys() {
             if key.is_empty() || key.contains(['=', '\0']) {
                 return Err(InvalidSpec(format!(

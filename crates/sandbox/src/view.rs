@@ -7,6 +7,8 @@ use std::time::Duration;
 use forkd_slot::policy::Policy;
 use forkd_wire::id::{SandboxId, Tag};
 
+use crate::place::PlaceLimits;
+
 /// The state of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotStatus {
@@ -168,8 +170,10 @@ pub struct SandboxView {
     pub metadata: BTreeMap<String, String>,
     /// Memory limit of the VM's process.
     pub memory_limit_mib: Option<u64>,
-    /// Whether that limit is enforced, or only recorded.
-    pub memory_limit_enforced: bool,
+    /// Its other limits.
+    pub limits: PlaceLimits,
+    /// Limits that were asked for and are only recorded, by the names that requests give them.
+    pub not_enforced: Vec<String>,
     /// What it reaches.
     pub network: NetworkView,
     /// How long it took to make; zero after a restart of the daemon.

@@ -176,6 +176,23 @@ pub struct Fork {
     /// Processor time of each machine's process in thousandths of one processor
     #[arg(long, value_name = "MILLI")]
     pub cpu_limit_milli: Option<u64>,
+    /// Processes and threads of each machine's process [default: 512]
+    #[arg(long, value_name = "N")]
+    pub pids_limit: Option<u64>,
+    /// MiB that each machine's process may read from a disk in a second
+    #[arg(long, value_name = "MIB")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub io_read_limit_mib: Option<u64>,
+    /// MiB that each machine's process may write to a disk in a second
+    #[arg(long, value_name = "MIB")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub io_write_limit_mib: Option<u64>,
+    /// Reads of a disk in a second, by each machine's process
+    #[arg(long, value_name = "N")]
+    pub io_read_limit_iops: Option<u64>,
+    /// Writes to a disk in a second, by each machine's process
+    #[arg(long, value_name = "N")]
+    pub io_write_limit_iops: Option<u64>,
     /// Whether the sandboxes have a network [default: nat where the node can]
     #[arg(long, value_name = "MODE", value_enum)]
     pub net: Option<Net>,

@@ -2,7 +2,7 @@
 
 use forkd_daemon::Net;
 use forkd_wire::api::sandbox::{
-    CreateSandboxes, ForkResult, NetworkMode, NetworkPolicy, SandboxInfo,
+    CreateSandboxes, ForkResult, IoLimit, NetworkMode, NetworkPolicy, SandboxInfo,
 };
 use forkd_wire::id::SandboxId;
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub(super) async fn run(context: &Context, args: &Fork) -> Result<(), Failure> {
             .map(|timeout| timeout.as_secs_f64().ceil() as u64),
         memory_limit_mib: args.memory_limit_mib,
         cpu_limit_milli: args.cpu_limit_milli,
+        pids_limit: args.pids_limit,
+        io_limit: io_limit(args),
         network: policy(args),
         ..CreateSandboxes::new(args.tag.clone(), args.n)
     };
@@ -78,6 +80,18 @@ pub(super) async fn run(context: &Context, args: &Fork) -> Result<(), Failure> {
                 .with_help("the others run; kill them with `forkd kill`"),
         )
     }
+}
+
+/// The limit on input and output, if one was asked for.
+fn io_limit(args: &Fork) -> Option<IoLimit> {
+    let bytes = |mib: Option<u64>| mib.map(|mib| mib << 20);
+    let limit = IoLimit {
+        read_bytes_per_sec: bytes(args.io_read_limit_mib),
+        write_bytes_per_sec: bytes(args.io_write_limit_mib),
+        read_iops: args.io_read_limit_iops,
+        write_iops: args.io_write_limit_iops,
+    };
+    (!limit.is_unlimited()).then_some(limit)
 }
 
 /// What was said of the network; nothing leaves it to the node.

@@ -76,6 +76,8 @@ fn fork_request(body: &CreateSandboxes) -> Result<ForkRequest, ApiError> {
     request.metadata = body.metadata.clone();
     request.memory_limit_mib = body.memory_limit_mib;
     request.cpu_limit_milli = body.cpu_limit_milli;
+    request.pids_limit = body.pids_limit;
+    request.io_limit = body.io_limit.map(convert::io_limit_of).unwrap_or_default();
     request.network = body.network.as_ref().map(convert::policy).transpose()?;
     if let Some(secs) = body.timeout_secs {
         request.timeout = Some(super::seconds("timeout_secs", secs, TIMEOUT_SECS_MAX)?);

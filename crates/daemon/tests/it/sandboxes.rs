@@ -473,3 +473,35 @@ async fn what_ended_a_sandbox_and_what_is_not_enforced_is_told() {
     assert_eq!(world.get(&path).await.expect(200)["ending"], "exited");
     world.close().await;
 }
+
+#[tokio::test]
+async fn every_limit_is_told_also_after_a_restart() {
+    let mut world = World::new().await;
+    world.snapshot("base").await;
+    let io = json!({"read_bytes_per_sec": 1 << 20, "write_iops": 10});
+    let body = json!({
+        "snapshot_tag": "base", "cpu_limit_milli": 250, "pids_limit": 100, "io_limit": io,
+    });
+    let made = world.post("/v1/sandboxes", body).await.expect(201);
+    let path = format!("/v1/sandboxes/{}", id(&made[0]));
+    for _ in 0..2 {
+        let told = world.get(&path).await.expect(200);
+        assert_eq!(told["cpu_limit_milli"], 250);
+        assert_eq!(told["pids_limit"], 100);
+        assert_eq!(told["io_limit"], io);
+        // This node has no control groups.
+        let missed = json!(["cpu_limit_milli", "pids_limit", "io_limit"]);
+        assert_eq!(told["not_enforced"], missed);
+        world.restart().await;
+    }
+    for (field, value) in [
+        ("pids_limit", json!(1)),
+        ("io_limit", json!({"write_bytes_per_sec": 1})),
+    ] {
+        let mut body = json!({"snapshot_tag": "base"});
+        body[field] = value;
+        let refused = world.post("/v1/sandboxes", body).await;
+        assert_eq!(refused.refusal(400), "invalid_argument");
+    }
+    world.close().await;
+}

@@ -18,11 +18,12 @@ fn limits_are_written_as_the_kernel_reads_them() {
         memory_bytes: Some(1 << 29),
         cpu_milli: Some(1500),
         pids: Some(64),
-        io: Some(IoLimit {
-            device: (254, 0),
-            read_bps: 1_000_000,
-            write_bps: 2_000_000,
-        }),
+        io: IoRates {
+            read_bytes: Some(1_000_000),
+            writes: Some(50),
+            ..IoRates::default()
+        },
+        disks: [254, 8].map(|major| Device { major, minor: 0 }).to_vec(),
     };
     let written: Vec<_> = settings(&limits)
         .into_iter()
@@ -35,10 +36,15 @@ fn limits_are_written_as_the_kernel_reads_them() {
             "cpu.max 150000 100000",
             "pids.max 64",
             "memory.swap.max 0",
-            "io.max 254:0 rbps=1000000 wbps=2000000",
+            "io.max 254:0 rbps=1000000 wiops=50",
+            "io.max 8:0 rbps=1000000 wiops=50",
         ]
     );
-    let unlimited = settings(&Limits::default());
+    // Disks alone limit nothing.
+    let unlimited = settings(&Limits {
+        disks: limits.disks,
+        ..Limits::default()
+    });
     assert!(
         unlimited.iter().all(|(_, _, v)| v.starts_with("max")),
         "{unlimited:?}"
@@ -101,4 +107,46 @@ fn a_limit_that_nobody_would_enforce_is_refused() {
         assert!(root.leaves("").unwrap().is_empty(), "a leaf is left");
     }
     fs::remove_dir(root.path()).unwrap();
+}
+
+/// Writes past the page cache what a leaf may write in two seconds, and looks at the clock.
+#[test]
+fn a_disk_writer_is_slowed_to_its_limit() {
+    let dir = std::env::current_dir().unwrap();
+    let Some(root) = root("io") else { return };
+    let disk = crate::block::backing(&dir);
+    let crate::block::Backing::Disk(disk) = disk else {
+        eprintln!("skipped: {} is on {disk:?}", dir.display());
+        fs::remove_dir(root.path()).unwrap();
+        return;
+    };
+    if !root.controllers().iter().any(|c| c == "io") {
+        eprintln!("skipped: this host has no io controller in version 2");
+        fs::remove_dir(root.path()).unwrap();
+        return;
+    }
+    let limits = Limits {
+        io: IoRates {
+            write_bytes: Some(4 << 20),
+            ..IoRates::default()
+        },
+        disks: vec![disk],
+        ..Limits::default()
+    };
+    let leaf = root.leaf("writer", &limits).unwrap();
+    let file = dir.join(format!(".forkd-io-test-{}", std::process::id()));
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec dd if=/dev/zero of={} bs=1M count=8 oflag=direct 2>&1",
+        leaf.path().display(),
+        file.display()
+    );
+    let started = Instant::now();
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let took = started.elapsed();
+    fs::remove_file(&file).unwrap();
+    leaf.remove().unwrap();
+    fs::remove_dir(root.path()).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(took > Duration::from_millis(1500), "{took:?}: {said}");
 }

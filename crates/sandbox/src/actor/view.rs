@@ -32,7 +32,8 @@ pub(super) fn view_of(
         deadline_unix: record.deadline_unix,
         metadata: record.metadata.clone(),
         memory_limit_mib: record.memory_limit_mib,
-        memory_limit_enforced: record.memory_limit_mib.is_some() && place.limits_memory(),
+        limits: place.limits(),
+        not_enforced: place.not_enforced().to_vec(),
         network: NetworkView {
             netns: place.netns(),
             address: place.outer(),

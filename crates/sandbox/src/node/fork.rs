@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forkd_engine::{ForkSpec, Template, Vm};
-use forkd_host::cgroup::Limits;
 use forkd_host::file;
 use forkd_slot::policy::Mode;
-use forkd_snapshot::Machine;
+use forkd_snapshot::Manifest;
 use forkd_wire::agent::ResumeRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::SandboxId;
@@ -20,9 +19,9 @@ use super::templates::Loaded;
 use super::{Node, blocking, cancelled_error, now_unix};
 use crate::actor::{self, Fork, Handle};
 use crate::machine::State;
-use crate::place::{Place, PlaceRecord, Wish};
+use crate::place::{Place, PlaceLimits, PlaceRecord, Wish};
 use crate::record::SandboxRecord;
-use crate::spec::ForkRequest;
+use crate::spec::{ForkRequest, NodeConfig};
 use crate::view::{Ending, ForkOutcome, SandboxStatus, SandboxView};
 use crate::{Error, crash, ids, limits};
 use forkd_host::chain;
@@ -67,7 +66,7 @@ impl Node {
         }
         let mut records = new_records(&request, &loaded, self.engine())?;
         let names: Vec<String> = records.iter().map(|r| r.id.to_string()).collect();
-        let wish = wish(&request, machine)?;
+        let wish = wish(&request, &loaded.manifest, &inner.config)?;
         let places = inner.context.places.take_all(&names, &wish).await?;
         crash::point("fork: places taken");
         for (record, place) in records.iter_mut().zip(&places) {
@@ -350,8 +349,8 @@ fn new_records(
 }
 
 /// What the forks want of the host.
-fn wish(request: &ForkRequest, machine: &Machine) -> Result<Wish, Error> {
-    let device = machine.network;
+fn wish(request: &ForkRequest, manifest: &Manifest, config: &NodeConfig) -> Result<Wish, Error> {
+    let device = manifest.machine.network;
     let wanted = request.network.as_ref();
     if !device && wanted.is_some_and(|policy| policy.mode() == Mode::Nat) {
         let text = format!("snapshot {} was made without a network device", request.tag);
@@ -360,13 +359,19 @@ fn wish(request: &ForkRequest, machine: &Machine) -> Result<Wish, Error> {
     }
     Ok(Wish {
         device,
-        vcpus: machine.vcpus,
+        vcpus: manifest.machine.vcpus,
         policy: request.network.clone(),
-        limits: Limits {
-            memory_bytes: request.memory_limit_mib.map(|mib| mib * 1024 * 1024),
+        memory_mib: request.memory_limit_mib,
+        limits: PlaceLimits {
             cpu_milli: request.cpu_limit_milli,
-            ..Limits::default()
+            pids: request.pids_limit,
+            io: request.io_limit,
         },
+        files: vec![
+            manifest.image.rootfs.clone(),
+            config.snapshot_root.clone(),
+            config.run_dir.clone(),
+        ],
     })
 }
 

@@ -1,6 +1,7 @@
 //! Records survive a reopening; damaged and newer files are told apart.
 
 use super::*;
+use crate::place::PlaceLimits;
 
 fn record(id: &str) -> SandboxRecord {
     SandboxRecord {
@@ -18,6 +19,11 @@ fn record(id: &str) -> SandboxRecord {
         branches: 0,
         place: PlaceRecord {
             vcpus: 2,
+            limits: PlaceLimits {
+                cpu_milli: Some(250),
+                ..PlaceLimits::default()
+            },
+            not_enforced: vec!["cpu_limit_milli".into()],
             slot: Some(12),
             cgroup: Some("/sys/fs/cgroup/forkd/a".into()),
             nat: true,

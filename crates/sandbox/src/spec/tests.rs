@@ -24,6 +24,39 @@ fn fork_counts() {
 }
 
 #[test]
+fn limits_of_a_fork() {
+    let of = |pids, io| ForkRequest {
+        pids_limit: pids,
+        io_limit: io,
+        ..ForkRequest::new(tag(), 1)
+    };
+    let none = IoLimit::default();
+    for (pids, ok) in [(63, false), (64, true), (32_768, true), (32_769, false)] {
+        assert_eq!(of(Some(pids), none).validate().is_ok(), ok, "{pids}");
+    }
+    let slow = IoLimit {
+        write_bytes: Some(4095),
+        ..none
+    };
+    let text = of(None, slow).validate().unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "bytes written per second is 4095, must be within 4096..=1099511627776"
+    );
+    let still = IoLimit {
+        reads: Some(0),
+        ..none
+    };
+    assert!(of(None, still).validate().is_err());
+    let fair = IoLimit {
+        read_bytes: Some(4096),
+        writes: Some(1),
+        ..none
+    };
+    assert!(of(None, fair).validate().is_ok() && fair.is_some() && !none.is_some());
+}
+
+#[test]
 fn machine_sizes() {
     for (memory_mib, vcpus, ok) in [
         (63, 1, false),

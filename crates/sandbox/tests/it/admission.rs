@@ -1,12 +1,12 @@
 //! A node that takes on only so much.
 
 use forkd_engine::fake::FakeConfig;
-use forkd_sandbox::spec::{ForkRequest, SnapshotRequest};
+use forkd_sandbox::spec::{ForkRequest, IoLimit, SnapshotRequest};
 use forkd_sandbox::view::Close;
-use forkd_sandbox::{Admission, Node};
+use forkd_sandbox::{Admission, Isolation, Node};
 use forkd_wire::error::ErrorCode;
 
-use crate::world::{World, open_bounded, tag};
+use crate::world::{World, open_bounded, open_with, tag};
 
 /// A world with the snapshot `base` of two virtual CPUs, opened again with these bounds.
 async fn bounded(admission: Admission) -> World {
@@ -101,6 +101,39 @@ async fn virtual_cpus_are_counted_after_a_restart_too() {
     world.node.close(Close::KillAll).await;
     // What was refused left no record and no directory.
     assert!(world.run_files().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_must_enforce_limits_refuses_those_it_cannot() {
+    let isolation = Isolation {
+        required: true,
+        ..Isolation::OFF
+    };
+    let world = World::with_base(FakeConfig::default()).await;
+    let World { dir, node } = world;
+    node.close(Close::Leave).await;
+    drop(node);
+    let node = loop {
+        match open_with(dir.path(), FakeConfig::default(), isolation.clone()).await {
+            Ok((node, _)) => break node,
+            Err(e) => assert_eq!(e.code(), ErrorCode::InUse, "{}", e.chain()),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    let limited = ForkRequest {
+        memory_limit_mib: Some(128),
+        io_limit: IoLimit {
+            writes: Some(10),
+            ..IoLimit::default()
+        },
+        ..ForkRequest::new(tag("base"), 1)
+    };
+    let error = node.fork(limited).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Incompatible);
+    let said = error.to_string();
+    assert!(said.contains("memory_limit_mib, io_limit"), "{said}");
+    node.fork(ForkRequest::new(tag("base"), 1)).await.unwrap();
+    node.close(Close::KillAll).await;
 }
 
 #[tokio::test]

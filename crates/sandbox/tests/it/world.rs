@@ -8,7 +8,7 @@ use forkd_engine::Lifetime;
 use forkd_engine::fake::{Fake, FakeConfig};
 use forkd_sandbox::spec::{ForkRequest, ImageFiles, NodeConfig, SnapshotRequest};
 use forkd_sandbox::view::{Recovery, SandboxView};
-use forkd_sandbox::{Admission, Node};
+use forkd_sandbox::{Admission, Isolation, Node};
 use forkd_wire::agent::EvalRequest;
 use forkd_wire::error::ErrorCode;
 use forkd_wire::id::{SandboxId, Tag};
@@ -142,12 +142,29 @@ pub(crate) async fn open_bounded(
     config: FakeConfig,
     admission: Admission,
 ) -> Result<(Node, Recovery), forkd_sandbox::Error> {
+    open_as(dir, config, Isolation::OFF, admission).await
+}
+
+pub(crate) async fn open_with(
+    dir: &Path,
+    config: FakeConfig,
+    isolation: Isolation,
+) -> Result<(Node, Recovery), forkd_sandbox::Error> {
+    open_as(dir, config, isolation, Admission::default()).await
+}
+
+async fn open_as(
+    dir: &Path,
+    config: FakeConfig,
+    isolation: Isolation,
+    admission: Admission,
+) -> Result<(Node, Recovery), forkd_sandbox::Error> {
     let node_config = NodeConfig {
         snapshot_root: dir.join("snapshots"),
         state: dir.join("state.db"),
         run_dir: dir.join("run"),
         lifetime: Lifetime::Survive,
-        isolation: forkd_sandbox::Isolation::OFF,
+        isolation,
         admission,
     };
     Node::open(node_config, Arc::new(Fake::new(config))).await

@@ -41,6 +41,13 @@ pub struct CreateSandboxes {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 10, maximum = 32000))]
     pub cpu_limit_milli: Option<u64>,
+    /// Processes and threads of each VM process; 512 when nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 32768))]
+    pub pids_limit: Option<u64>,
+    /// Traffic of each VM process with disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_limit: Option<IoLimit>,
     /// What the guests may reach. Without it they reach the public internet, or nothing on a node without network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkPolicy>,
@@ -74,6 +81,8 @@ impl CreateSandboxes {
             timeout_secs: None,
             memory_limit_mib: None,
             cpu_limit_milli: None,
+            pids_limit: None,
+            io_limit: None,
             network: None,
             ready_timeout_secs: None,
             per_child_netns: false,
@@ -86,6 +95,36 @@ impl CreateSandboxes {
 
 fn default_n() -> u32 {
     1
+}
+
+/// Traffic of a VM process with each disk that images, snapshots and run directories are on. What is left out is
+/// without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IoLimit {
+    /// Bytes read a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 4096))]
+    pub read_bytes_per_sec: Option<u64>,
+    /// Bytes written a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 4096))]
+    pub write_bytes_per_sec: Option<u64>,
+    /// Reads a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
+    pub read_iops: Option<u64>,
+    /// Writes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
+    pub write_iops: Option<u64>,
+}
+
+impl IoLimit {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Whether a guest has a network.
@@ -174,6 +213,15 @@ pub struct SandboxInfo {
     /// Memory limit of the VM's process, MiB.
     #[serde(default)]
     pub memory_limit_mib: Option<u64>,
+    /// Processor time of the VM's process, thousandths of one processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u64>,
+    /// Processes and threads of the VM's process, if a limit was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
+    /// Traffic of the VM's process with disks, if a limit was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_limit: Option<IoLimit>,
     /// Whether a snapshot was branched from it.
     #[serde(default)]
     pub has_branched: bool,
