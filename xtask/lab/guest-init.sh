@@ -91,7 +91,7 @@ while True:
 ' & ;;
     high) chroot /root /usr/bin/python3 -c '
 import ctypes, mmap, time
-PAGE, PAGES = 4096, 1024
+PAGE, PAGES = 4096, 256
 memory = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 def get(page): return int.from_bytes(memory[page * PAGE:page * PAGE + 8], "little")
 def put(page, value): memory[page * PAGE:page * PAGE + 8] = value.to_bytes(8, "little")

@@ -55,15 +55,15 @@ fn one_cpu_restarts() {
 }
 
 #[test]
-fn memory_above_the_device_hole_is_found() {
+fn the_least_memory_is_enough() {
     let Some(_) = lab() else { return };
-    // Nothing of it is touched but what the kernel needs for its own tables.
     let spec = Spec {
-        memory_mib: 4096,
+        memory_mib: 96,
         ..Spec::new("memory,poweroff")
     };
     let mut guest = Guest::boot(&spec, None);
     let kib: u64 = guest.wait("memory").parse().unwrap();
-    assert!(kib > 3_800_000, "{kib} KiB");
+    println!("figure memory_of_96_mib_kib {kib}");
+    assert!((20_000..96 << 10).contains(&kib), "{kib} KiB");
     assert_eq!(guest.ended(), Exit::PowerOff);
 }

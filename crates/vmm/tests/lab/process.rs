@@ -69,6 +69,7 @@ impl Ends {
         let text = String::from_utf8_lossy(&text);
         for bad in [
             "disk WRONG",
+            "high WRONG",
             "ticks BACK",
             "I/O error",
             "Oops",
@@ -106,7 +107,7 @@ fn round_trip(stream: &mut UnixStream, text: &[u8]) {
     assert_eq!(back, text);
 }
 
-fn boot(ends: &Ends, words: &str, cpus: &str) -> Process {
+fn boot(ends: &Ends, words: &str, cpus: u8, memory_mib: u32) -> Process {
     for fd in [ends.listener.as_fd(), ends.sink.as_fd()] {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).unwrap();
     }
@@ -114,9 +115,9 @@ fn boot(ends: &Ends, words: &str, cpus: &str) -> Process {
     let arguments: Vec<String> = [
         "boot",
         "--memory",
-        "256",
+        &memory_mib.to_string(),
         "--vcpus",
-        cpus,
+        &cpus.to_string(),
         "--kernel",
         "/lab/guest/vmlinuz",
         "--initramfs",
@@ -135,6 +136,14 @@ fn boot(ends: &Ends, words: &str, cpus: &str) -> Process {
     .map(str::to_owned)
     .to_vec();
     Process::start(Path::new(PROGRAM), &arguments).unwrap()
+}
+
+/// How much memory of its own a process really has.
+fn resident_kib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|kib| kib.parse().ok()).unwrap()
 }
 
 /// A fork, ended and reaped when it goes out of scope.
@@ -219,7 +228,7 @@ fn a_running_guest_is_branched_forked_written_and_loaded() {
     let Some(_) = lab() else { return };
     let directory = tempfile::tempdir().unwrap();
     let parent_ends = Ends::new(directory.path(), "parent");
-    let mut parent = boot(&parent_ends, "root,vsock,count", "1");
+    let mut parent = boot(&parent_ends, "root,vsock,count", 1, 256);
     parent_ends.wait("lab: vsock listening");
     parent_ends.wait("lab: count 3");
     let mut old = parent_ends.stream();
@@ -261,7 +270,7 @@ fn a_busy_guest_with_two_cpus_is_branched_while_its_disk_works_and_its_clock_goe
     let Some(_) = lab() else { return };
     let directory = tempfile::tempdir().unwrap();
     let parent_ends = Ends::new(directory.path(), "parent");
-    let mut parent = boot(&parent_ends, "root,disk,ticks", "2");
+    let mut parent = boot(&parent_ends, "root,disk,ticks", 2, 256);
     for word in ["disk", "ticks"] {
         parent_ends.wait_beyond(word, 2);
     }
@@ -286,4 +295,31 @@ fn a_busy_guest_with_two_cpus_is_branched_while_its_disk_works_and_its_clock_goe
     }
     parent_ends.wait_beyond("ticks", parent_ends.number("ticks") + 2);
     parent_ends.check();
+}
+
+/// Beyond the memory of most nodes that run this, so most of it must never become real.
+#[test]
+fn a_guest_with_memory_above_4_gib_uses_it_and_its_copies_do() {
+    let Some(_) = lab() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let parent_ends = Ends::new(directory.path(), "parent");
+    let mut parent = boot(&parent_ends, "root,memory,high", 1, 5120);
+    parent_ends.wait_beyond("memory", 4_800_000);
+    parent_ends.wait_beyond("above", 0);
+    assert_eq!(parent_ends.number("above"), 256, "pages above 4 GiB");
+    parent_ends.wait_beyond("high", 1);
+    let resident = resident_kib(&parent);
+    println!("figure resident_of_5_gib_kib {resident}");
+    assert!(resident < 1 << 20, "{resident} KiB of 5 GiB are real");
+
+    let before = parent_ends.number("high");
+    let mut branch = parent.branch().unwrap();
+    println!("figure branch_5_gib_pause_us {}", branch.pause_us);
+    let one = fork(&mut branch.template, directory.path(), "one");
+    let two = fork(&mut branch.template, directory.path(), "two");
+    // Each counts on from the same memory, and finds there what it wrote itself.
+    for ends in [&one.ends, &two.ends, &parent_ends] {
+        ends.wait_beyond("high", before + 2);
+        ends.check();
+    }
 }
