@@ -30,9 +30,13 @@ export FORKD_LAB=/lab RUST_BACKTRACE=1 TERM=dumb
 # No escape sequences, no carriage returns: what the suite writes arrives as it is.
 stty -F /new/dev/ttyS0 raw -echo
 stty -F /new/dev/ttyS2 raw -echo
-chroot /new /bin/sh /lab/run > /new/dev/ttyS0 2>&1 < /dev/null
+cat > /new/run/init <<'END'
+/bin/sh /lab/run > /dev/ttyS0 2>&1 < /dev/null
 result=$?
-tar -C /new/out -cf /new/dev/vdc . 2>/dev/null
+tar -C /out -cf /dev/vdc . 2>/dev/null
 sync
-echo "$result" > /new/dev/ttyS2
-poweroff -f
+echo "$result" > /dev/ttyS2
+busybox poweroff -f
+END
+# As a node of its own has it: a namespace of mounts begins at this root, not at the first one.
+exec switch_root /new /bin/sh /run/init
