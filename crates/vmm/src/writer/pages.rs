@@ -44,6 +44,10 @@ pub(super) fn scan(memory: &Memory, pagemap: &File) -> io::Result<Vec<(u64, u64)
         for region in &regions[..found] {
             push(&mut ranges, region.start - base, region.end - region.start);
         }
+        // Where the kernel stopped when its own, smaller buffer was full last, which it forgets to correct when
+        // it then comes to the end (seen with Linux 6.18): what was found already is not looked at again.
+        let next = regions[..found].last().map_or(stopped, |last| last.end);
+        let stopped = stopped.max(next);
         if stopped <= at {
             return Err(io::Error::other(
                 "the scan of the page map does not advance",

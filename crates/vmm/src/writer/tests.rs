@@ -151,3 +151,19 @@ fn pages_on_both_sides_of_the_device_hole_are_where_they_belong() {
     let bytes = memory.frozen(LOW_RAM_END, 8);
     assert_eq!(bytes, HIGH_RAM.to_le_bytes());
 }
+
+#[test]
+fn many_pages_apart_from_each_other_are_each_found_once() {
+    // The kernel is asked for 1024 runs at a time and looks for 512.
+    for pages in [511, 513, 1023, 1025, 1600, 2049, 3000] {
+        let memory = Memory::anonymous(64).unwrap();
+        let expected: Vec<_> = (0..pages)
+            .map(|page| (2 * page * PAGE_SIZE, PAGE_SIZE))
+            .collect();
+        for (offset, _) in &expected {
+            let at = vm_memory::GuestAddress(*offset);
+            vm_memory::Bytes::write_slice(memory.guest(), &[1], at).unwrap();
+        }
+        assert!(pages::own(&memory, None).unwrap() == expected, "{pages}");
+    }
+}
