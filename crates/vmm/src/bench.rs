@@ -43,10 +43,14 @@ pub struct Options {
 const SINGLES: usize = 12;
 /// Branches in a round for each amount of dirty memory.
 const BRANCHES: usize = 3;
+/// Templates loaded in a round, flat and scattered.
+const LOADS: usize = 3;
 /// Layers of the deep snapshot above its base.
 const LAYERS: u32 = 8;
 /// Pages each of its layers changes.
 const LAYER_PAGES: u32 = 512;
+/// Memory over which every second page differs in the scattered snapshot; less in a small guest.
+const SCATTERED_MIB: u32 = 128;
 /// First page that the guest fills: beyond its program.
 const FIRST_PAGE: u32 = 256;
 const PAGES_PER_MIB: u32 = 256;
@@ -79,7 +83,59 @@ struct Bench {
     floor: Process,
     flat: Process,
     deep: Process,
+    scattered: Scattered,
     directory: Directory,
+}
+
+/// A snapshot with data in half of its memory, and a layer over it whose pages lie apart from each other.
+struct Scattered {
+    program: PathBuf,
+    layers: [SnapshotFiles; 2],
+}
+
+impl Scattered {
+    fn set_up(
+        program: &Path,
+        options: &Options,
+        directory: &Path,
+    ) -> Result<Scattered, client::Error> {
+        let filled = options.memory_mib / 2 * PAGES_PER_MIB;
+        let spread = filled.min(SCATTERED_MIB * PAGES_PER_MIB);
+        let mut parent = Process::boot_test_guest(program, options.memory_mib, &[])?;
+        parent.run(FILL, [FIRST_PAGE, filled, 1])?;
+        let base = written(&mut parent, &directory.join("filled"))?;
+        let mut template = Process::template(program, "filled", std::slice::from_ref(&base), &[])?;
+        let mut sandbox = template.fork_one()?;
+        for page in (0..spread).step_by(2) {
+            sandbox.run(FILL, [FIRST_PAGE + page, 1, 77 + page])?;
+        }
+        let layer = written(&mut sandbox, &directory.join("scattered"))?;
+        Ok(Scattered {
+            program: program.to_owned(),
+            layers: [base, layer],
+        })
+    }
+
+    /// Loads the lowest `count` layers and forks once: how long until the template was there, and from then
+    /// until the guest ran, milliseconds.
+    fn load(&self, count: usize) -> Result<(f64, f64), client::Error> {
+        let start = Instant::now();
+        let mut template =
+            Process::template(&self.program, "scattered", &self.layers[..count], &[])?;
+        let loaded = ms(start);
+        template.fork_one()?;
+        Ok((loaded, ms(start) - loaded))
+    }
+
+    fn measure(&self, figures: &mut Figures) -> Result<(), client::Error> {
+        for _ in 0..LOADS {
+            figures.load_flat.push(self.load(1)?.0);
+            let (loaded, forked) = self.load(2)?;
+            figures.load_scattered.push(loaded);
+            figures.scattered_one.push(forked);
+        }
+        Ok(())
+    }
 }
 
 /// A directory that is removed at the end.
@@ -138,6 +194,7 @@ fn measure(options: &Options) -> Result<Figures, client::Error> {
             figures.fork_1000.push(wall(&mut bench.flat, 1000)?.0);
         }
         bench.branches(options, &mut figures)?;
+        bench.scattered.measure(&mut figures)?;
     }
     figures.load.end();
     if let Some(Err(error)) = other {
@@ -154,6 +211,7 @@ impl Bench {
         };
         let program = std::env::current_exe().map_err(failed)?;
         let directory = Directory::new()?;
+        let scattered = Scattered::set_up(&program, options, &directory.0)?;
         let mut parent = Process::boot_test_guest(&program, options.memory_mib, &[])?;
         parent.run(FILL, [FIRST_PAGE, 16 * PAGES_PER_MIB, 1])?;
         let base = written(&mut parent, &directory.0.join("base"))?;
@@ -180,6 +238,7 @@ impl Bench {
             floor,
             flat,
             deep,
+            scattered,
             directory,
         })
     }

@@ -4,7 +4,7 @@
 //!   guest-physical            this process                     files
 //!   0 ─────────────┐   base ┌──────────────────────┐   ┌─ anonymous (a booted machine)
 //!       low RAM    │        │  one contiguous      │◄──┤  memory.bin of each layer, MAP_PRIVATE
-//!   3 GiB ─────────┤        │  private mapping     │   └─ a flat memory file, when layers are scattered
+//!   3 GiB ─────────┤        │  private mapping     │   └─ a memory file, for what is scattered
 //!      devices     │        │                      │
 //!   4 GiB ─────────┤        │                      │
 //!       high RAM   │        │                      │
@@ -13,25 +13,27 @@
 //!
 //! An offset in a memory file is an offset in the mapping; the hole for devices takes no space there.
 //! Mapped file pages that nobody wrote cost a fork nothing; pages written in the template itself cost
-//! a page-table entry each. So layers are *mapped*, not copied in, as long as they come in few pieces.
+//! a page-table entry each. So layers are *mapped*, not copied in; where they lie in too many pieces, the
+//! short ones are copied together into a memory file, which is mapped.
 
 #![allow(
     unsafe_code,
     reason = "owns the raw mapping of guest RAM; every block is argued"
 )]
 
+mod flat;
+
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::layers::{Segment, Source};
+use flat::{From, Piece};
 
 /// Guest RAM as devices and loaders see it.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -45,12 +47,8 @@ pub const PAGE: u64 = 4096;
 /// Smallest and largest guest, MiB.
 pub const MIB_RANGE: std::ops::RangeInclusive<u32> = 1..=256 * 1024;
 
-/// Most pieces that are mapped one by one; each costs a fork a few hundred nanoseconds. Beyond it
-/// the layers are flattened once into a memory file.
+/// Most pieces that memory is mapped in, give or take one; each costs a fork a few hundred nanoseconds.
 pub const MAPPED_PIECES_MAX: usize = 192;
-
-/// What a hole in a memory file reads as.
-static ZERO_BLOCK: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +88,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The layers could not be flattened.
-    #[error("cannot hold the flattened layers in memory")]
+    /// Scattered layers could not be copied together.
+    #[error("cannot hold what is scattered of the layers in memory")]
     Flatten(#[source] io::Error),
 }
 
@@ -124,16 +122,18 @@ impl Memory {
     pub fn layered(bytes: u64, segments: &[Segment], files: &[File]) -> Result<Memory, Error> {
         check_lengths(segments, files)?;
         let mut memory = Memory::reserve(bytes)?;
-        let pieces = segments.iter().filter(|s| s.source != Source::Zero).count();
-        if pieces <= MAPPED_PIECES_MAX {
-            for segment in segments {
-                if let Source::Layer(layer) = segment.source {
-                    memory.map_file(segment.offset, segment.len, files[layer].as_fd())?;
+        let pieces = flat::plan(segments, MAPPED_PIECES_MAX);
+        let copies = pieces.iter().any(|piece| piece.from == From::Copy);
+        let copy = copies.then(|| flat::copy(bytes, &pieces, segments, files));
+        let copy = copy.transpose()?;
+        for Piece { offset, len, from } in pieces {
+            match (from, &copy) {
+                (From::Source(Source::Layer(layer)), _) => {
+                    memory.map_file(offset, len, files[layer].as_fd())?;
                 }
+                (From::Copy, Some(copy)) => memory.map_file(offset, len, copy.as_fd())?,
+                _ => {}
             }
-        } else {
-            let flat = flatten(bytes, segments, files)?;
-            memory.map_file(0, bytes, flat.as_fd())?;
         }
         let backed = segments.iter().filter(|s| s.source != Source::Zero);
         memory.backed = backed.map(|s| (s.offset, s.len)).collect();
@@ -278,51 +278,6 @@ fn check_lengths(segments: &[Segment], files: &[File]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Copies scattered layers into one memory file: forks then cost what a flat snapshot costs, for one
-/// copy of the data in memory per template.
-fn flatten(bytes: u64, segments: &[Segment], files: &[File]) -> Result<OwnedFd, Error> {
-    let flat = rustix::fs::memfd_create("forkd-flat", MemfdFlags::CLOEXEC);
-    let flat = File::from(flat.map_err(|e| Error::Flatten(e.into()))?);
-    flat.set_len(bytes).map_err(Error::Flatten)?;
-    let mut buffer = vec![0; 1 << 20];
-    for segment in segments {
-        let Source::Layer(layer) = segment.source else {
-            continue;
-        };
-        let mut at = segment.offset;
-        let end = segment.offset + segment.len;
-        while let Some(data) = next_data(&files[layer], at, end) {
-            let chunk = &mut buffer[..(end - data).min(1 << 20) as usize];
-            files[layer]
-                .read_exact_at(chunk, data)
-                .map_err(|source| Error::Read { layer, source })?;
-            // Zero already; written, it would take memory.
-            for (block, bytes) in (0_u64..).zip(chunk.chunks(ZERO_BLOCK.len())) {
-                if bytes != &ZERO_BLOCK[..bytes.len()] {
-                    let to = data + block * ZERO_BLOCK.len() as u64;
-                    flat.write_all_at(bytes, to).map_err(Error::Flatten)?;
-                }
-            }
-            at = data + chunk.len() as u64;
-        }
-    }
-    Ok(flat.into())
-}
-
-/// Where the first data in `[at, end)` of a sparse file is, rounded down to a page.
-fn next_data(file: &File, at: u64, end: u64) -> Option<u64> {
-    if at >= end {
-        return None;
-    }
-    let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
-        Ok(data) => data & !(PAGE - 1),
-        Err(rustix::io::Errno::NXIO) => return None,
-        // A file system that does not know: all of it may be data.
-        Err(_) => at,
-    };
-    (data < end).then_some(data.max(at))
 }
 
 #[cfg(test)]

@@ -25,6 +25,11 @@ pub(super) struct Figures {
     /// A plain fork(2) of a process without a VM that has written as much.
     pub(super) floor_branch: BTreeMap<u32, Vec<f64>>,
     pub(super) branch_to_running: Vec<f64>,
+    /// Until a template was loaded: of one layer, and with a scattered one over it.
+    pub(super) load_flat: Vec<f64>,
+    pub(super) load_scattered: Vec<f64>,
+    /// The first fork of the latter.
+    pub(super) scattered_one: Vec<f64>,
     pub(super) stages: Vec<Stages>,
     pub(super) load: Load,
     /// The other engine, or why it was not measured.

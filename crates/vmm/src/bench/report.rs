@@ -211,6 +211,9 @@ pub(super) fn json(options: &Options, figures: &Figures) -> Value {
         "floor_branch_ms": medians(&figures.floor_branch),
         "branch_to_running_ms": median(&figures.branch_to_running),
         "layers_8_ratio": ratio(&figures.deep_one, &figures.fork_one),
+        "load_flat_ms": median(&figures.load_flat),
+        "load_scattered_ms": median(&figures.load_scattered),
+        "scattered_fork_one_ms": median(&figures.scattered_one),
         "multiples_of_floor": of_floor.map(multiple).collect::<Map<_, _>>(),
         "stages_us": stages,
         "branch_stages_ms": branch_stages(figures),
@@ -262,6 +265,9 @@ fn samples(out: &mut String, figures: &Figures) {
         line(&format!("branch pause, {mib} MiB dirty"), samples);
     }
     line("branch to running", &figures.branch_to_running);
+    line("load, flat", &figures.load_flat);
+    line("load, scattered", &figures.load_scattered);
+    line("first fork of it", &figures.scattered_one);
     if let Some(Ok(other)) = &figures.compared {
         line("firecracker, one", &other.one);
         line("firecracker, 100", &other.hundred);

@@ -1,5 +1,7 @@
 //! Layers are composed by content, mapped or flattened.
 
+use std::os::unix::fs::FileExt;
+
 use vm_memory::Bytes;
 
 use super::*;
@@ -57,6 +59,43 @@ fn scattered_layers_are_flattened_to_the_same_content() {
         .map(|page| if page % 2 == 0 { low[page] } else { high[page] })
         .collect();
     assert_eq!(bytes_of(&memory), expected);
+}
+
+#[test]
+fn what_is_scattered_is_copied_and_the_rest_is_mapped() {
+    let short = 4 * MAPPED_PIECES_MAX as u64;
+    let long = 1000;
+    let pages = short + 2 * long;
+    let bytes: Vec<u8> = (0..pages).map(|page| 1 + (page % 250) as u8).collect();
+    let mut segments = vec![Segment {
+        offset: 0,
+        len: long * PAGE,
+        source: Source::Layer(0),
+    }];
+    let scattered = long..long + short;
+    segments.extend(scattered.clone().map(|page| match page % 3 {
+        0 => segment(page, Source::Zero),
+        other => segment(page, Source::Layer(other as usize - 1)),
+    }));
+    segments.push(Segment {
+        offset: (long + short) * PAGE,
+        len: long * PAGE,
+        source: Source::Layer(1),
+    });
+    let files = [file(&bytes), file(&bytes)];
+    let memory = Memory::layered(pages * PAGE, &segments, &files).unwrap();
+    let expected: Vec<u8> = (0..pages)
+        .map(|page| match scattered.contains(&page) && page % 3 == 0 {
+            true => 0,
+            false => bytes[page as usize],
+        })
+        .collect();
+    assert_eq!(bytes_of(&memory), expected);
+    // What is mapped comes from the file itself.
+    files[0].write_all_at(&[99], 0).unwrap();
+    files[1].write_all_at(&[98], (pages - 1) * PAGE).unwrap();
+    let seen = bytes_of(&memory);
+    assert_eq!((seen[0], seen[pages as usize - 1]), (99, 98));
 }
 
 #[test]
