@@ -41,6 +41,11 @@ pub use state::Options;
 
 /// Every place at which a test kills the daemon, see [`forkd_sandbox::crash`].
 pub fn crash_places() -> Vec<String> {
-    let own = workspaces::CRASH_PLACES.map(str::to_owned);
+    let own = [
+        &workspaces::CRASH_PLACES[..],
+        &http::idempotency::CRASH_PLACES,
+    ]
+    .concat();
+    let own = own.into_iter().map(str::to_owned);
     forkd_sandbox::crash::all().into_iter().chain(own).collect()
 }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::ApiError;
 use crate::audit::Audit;
 use crate::auth::Access;
-use crate::http::idempotency::Answers;
+use crate::http::idempotency::UnderWay;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::paths::NodePaths;
@@ -63,7 +63,7 @@ struct Inner {
     audit: Arc<Audit>,
     metrics: Metrics,
     branches: Arc<Semaphore>,
-    answers: Answers,
+    under_way: UnderWay,
     draining: AtomicBool,
 }
 
@@ -77,7 +77,7 @@ impl App {
             audit: options.audit,
             metrics: Metrics::new(options.branch_concurrency),
             branches: Arc::new(Semaphore::new(options.branch_concurrency)),
-            answers: Answers::default(),
+            under_way: UnderWay::default(),
             draining: AtomicBool::new(false),
         };
         Self {
@@ -128,8 +128,8 @@ impl App {
         &self.inner.metrics
     }
 
-    pub(crate) fn answers(&self) -> &Answers {
-        &self.inner.answers
+    pub(crate) fn under_way(&self) -> &UnderWay {
+        &self.inner.under_way
     }
 
     /// From now on requests are refused.

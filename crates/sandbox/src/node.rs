@@ -1,7 +1,8 @@
 //! One node: its snapshots, templates and sandboxes, behind a handle that is cheap to clone.
 //!
 //! The verbs are grouped in files of their own: [`build`] boots and freezes, [`fork`] forks, [`branch`] freezes what
-//! runs, [`images`] lists and removes snapshots, [`recover`] takes over what an earlier daemon left.
+//! runs, [`images`] lists and removes snapshots, [`recover`] takes over what an earlier daemon left, [`requests`] remembers what
+//! was answered.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ mod build;
 mod fork;
 mod images;
 mod recover;
+mod requests;
 mod templates;
 mod write;
 

@@ -20,10 +20,13 @@ use tokio::sync::oneshot;
 use crate::machine::State;
 use crate::place::PlaceRecord;
 
+mod requests;
 mod row;
 
+pub use requests::{Begun, Repeatable, RequestId};
+
 /// The version of the tables. A newer file is refused, an older one is migrated.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// Requests that share one transaction, at most.
 const BATCH_MAX: usize = 512;
@@ -124,6 +127,8 @@ pub struct SandboxRecord {
     pub branches: u32,
     /// Where it lives on the host.
     pub place: PlaceRecord,
+    /// The request that made it, if that may be repeated.
+    pub request: Option<RequestId>,
 }
 
 /// Does the work; says whether it succeeded, and how to answer.
@@ -188,6 +193,36 @@ impl Records {
         self.run("read", "every sandbox".into(), row::all).await
     }
 
+    /// Records that a request is begun, unless it is known.
+    pub async fn begin(&self, request: Repeatable, now_unix: u64) -> Result<Begun, Error> {
+        self.run("begin", "a request".into(), move |connection| {
+            requests::begin(connection, &request, now_unix)
+        })
+        .await
+    }
+
+    /// Records what a request is answered.
+    pub async fn answer(&self, id: RequestId, answer: Vec<u8>, now_unix: u64) -> Result<(), Error> {
+        self.run("answer", "a request".into(), move |connection| {
+            requests::answer(connection, &id, &answer, now_unix)
+        })
+        .await
+    }
+
+    /// Forgets requests: whoever repeats them asks anew.
+    pub async fn forget(&self, ids: Vec<RequestId>) -> Result<(), Error> {
+        self.run("forget", "a request".into(), move |connection| {
+            requests::forget(connection, &ids)
+        })
+        .await
+    }
+
+    /// Requests whose answer nobody got, and that are to start over.
+    pub async fn to_start_over(&self) -> Result<Vec<RequestId>, Error> {
+        self.run("read", "every request".into(), requests::to_start_over)
+            .await
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         step: &'static str,
@@ -237,6 +272,7 @@ fn open_checked(path: &Path) -> Result<Connection, Error> {
     match found {
         0 => row::create_tables(&connection).map_err(open)?,
         1 => row::add_places(&connection).map_err(open)?,
+        2 => row::add_requests(&connection).map_err(open)?,
         SCHEMA_VERSION => {}
         _ => {
             return Err(Error::Newer {

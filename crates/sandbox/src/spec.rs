@@ -11,6 +11,7 @@ use forkd_wire::id::{SandboxId, Tag};
 use crate::admission::Admission;
 use crate::limits;
 use crate::place::Isolation;
+use crate::record::RequestId;
 
 /// A value that is out of range; the text names it, the value and the range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -153,6 +154,8 @@ pub struct ForkRequest {
     pub network: Option<Policy>,
     /// Longest time until every guest has answered.
     pub ready_timeout: Duration,
+    /// Its name, if it may be repeated.
+    pub repeatable: Option<RequestId>,
 }
 
 impl ForkRequest {
@@ -171,6 +174,7 @@ impl ForkRequest {
             io_limit: IoLimit::default(),
             network: None,
             ready_timeout: limits::READY_TIMEOUT,
+            repeatable: None,
         }
     }
 

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
-    authorization: String,
+    headers: String,
 }
 
 /// An answer.
@@ -33,7 +33,7 @@ impl Answer {
         self.header(name)?.parse().ok()
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
@@ -48,13 +48,18 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Client {
             stream: BufReader::new(stream),
-            authorization: String::new(),
+            headers: String::new(),
         })
     }
 
     /// Sends this token from now on.
     pub(crate) fn bearer(&mut self, token: &str) {
-        self.authorization = format!("authorization: Bearer {token}\r\n");
+        self.header("authorization", &format!("Bearer {token}"));
+    }
+
+    /// Sends this header from now on.
+    pub(crate) fn header(&mut self, name: &str, value: &str) {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
     }
 
     /// Asks and waits for the answer.
@@ -62,7 +67,7 @@ impl Client {
         let text = format!(
             "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
              {}content-length: {}\r\n\r\n{body}",
-            self.authorization,
+            self.headers,
             body.len()
         );
         self.stream.get_mut().write_all(text.as_bytes())?;

@@ -1,39 +1,41 @@
 //! Requests that may be repeated: with `Idempotency-Key`, a repetition gets the first one's answer.
 //!
 //! A request with a key is carried through even if its caller goes away, so that the repetition finds a
-//! result. Keys belong to a caller, and are remembered for an hour by this daemon.
+//! result. Keys belong to a caller. What was answered is in the node's record, and so outlives the daemon; what is
+//! under way is here too, so that a repetition can wait for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use forkd_wire::api::{IDEMPOTENCY_KEY, REPLAYED};
+use forkd_sandbox::crash;
+use forkd_sandbox::record::{Begun, Repeatable, RequestId};
+use forkd_wire::api::IDEMPOTENCY_KEY;
 use forkd_wire::error::ErrorCode;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Method, header};
 use tokio::sync::watch;
 
-use super::error::Failed;
 use super::extract::in_time;
 use crate::ApiError;
 use crate::auth::Caller;
 use crate::state::App;
 
-/// How long an answer is remembered.
-const KEPT_FOR: Duration = Duration::from_secs(3600);
-/// Answers remembered; the oldest make room.
-const KEPT_MAX: usize = 4096;
-/// Bytes of answers remembered.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+mod answer;
+
+use answer::Answer;
+
 /// Longest key, bytes.
 const KEY_LEN_MAX: usize = 255;
-/// Largest body of a request with a key and of its answer, bytes.
+/// Largest body of a request with a key, bytes.
 const BODY_MAX: usize = 8 << 20;
+
+/// The route whose requests start over when the daemon ended before they were answered: what it made is undone.
+const STARTS_OVER: &str = "/v1/sandboxes";
 
 /// Routes that make something. Others may be repeated anyway, or stream.
 const ROUTES: [&str; 6] = [
@@ -45,97 +47,63 @@ const ROUTES: [&str; 6] = [
     "/v1/workspaces",
 ];
 
-/// An answer, to be given again.
-#[derive(Debug, Clone)]
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-    failed: Option<Failed>,
+/// Places at which a test kills the daemon; see [`forkd_sandbox::crash`].
+pub(crate) const CRASH_PLACES: [&str; 2] = ["request: begun", "request: answered"];
+
+/// What a request came to, told to those that wait for it.
+type Told = Option<Result<Answer, ApiError>>;
+
+/// The requests that are being carried out.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    requests: Mutex<HashMap<RequestId, Waiting>>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    /// Of method, path and body: a key must not be used for two different requests.
-    request: blake3::Hash,
-    answer: watch::Receiver<Option<Answer>>,
+struct Waiting {
+    content: String,
+    told: watch::Receiver<Told>,
 }
 
-type Key = (String, String);
-
-/// The answers remembered.
-#[derive(Debug, Default)]
-pub(crate) struct Answers {
-    kept: Mutex<Kept>,
+enum Entered {
+    /// Nobody is at it.
+    First(watch::Sender<Told>),
+    /// Somebody is, and will tell.
+    Repetition(watch::Receiver<Told>),
+    /// The key is in use for something else.
+    Different,
 }
 
-#[derive(Debug, Default)]
-struct Kept {
-    entries: HashMap<Key, Entry>,
-    order: VecDeque<(Instant, Key)>,
-    bytes: usize,
-}
-
-enum Found {
-    /// Nobody has asked so before.
-    New(watch::Sender<Option<Answer>>),
-    /// The answer is there, or will be.
-    Known(watch::Receiver<Option<Answer>>),
-    /// The key was used for something else.
-    Misused,
-}
-
-impl Answers {
-    fn look_up(&self, key: Key, request: blake3::Hash) -> Found {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.make_room();
-        if let Some(entry) = kept.entries.get(&key) {
-            return match entry.request == request {
-                true => Found::Known(entry.answer.clone()),
-                false => Found::Misused,
+impl UnderWay {
+    fn enter(&self, request: &Repeatable) -> Entered {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = requests.get(&request.id) {
+            return match first.content == request.content {
+                true => Entered::Repetition(first.told.clone()),
+                false => Entered::Different,
             };
         }
-        let (tell, answer) = watch::channel(None);
-        kept.order.push_back((Instant::now(), key.clone()));
-        kept.entries.insert(key, Entry { request, answer });
-        Found::New(tell)
+        let (tell, told) = watch::channel(None);
+        let content = request.content.clone();
+        requests.insert(request.id.clone(), Waiting { content, told });
+        Entered::First(tell)
     }
 
-    fn grown(&self, bytes: usize) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bytes += bytes;
-        kept.make_room();
-    }
-
-    fn forget(&self, key: &Key) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.drop_entry(key);
-        kept.order.retain(|(_, other)| other != key);
+    fn leave(&self, id: &RequestId) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.remove(id);
     }
 }
 
-impl Kept {
-    fn make_room(&mut self) {
-        while let Some((since, _)) = self.order.front() {
-            let crowded = self.order.len() > KEPT_MAX || self.bytes > KEPT_BYTES_MAX;
-            if !crowded && since.elapsed() < KEPT_FOR {
-                return;
-            }
-            if let Some((_, key)) = self.order.pop_front() {
-                self.drop_entry(&key);
-            }
-        }
-    }
+/// Leaves when the request is done with, however it ends.
+struct Stay {
+    app: App,
+    id: RequestId,
+}
 
-    fn drop_entry(&mut self, key: &Key) {
-        if let Some(entry) = self.entries.remove(key) {
-            let len = entry
-                .answer
-                .borrow()
-                .as_ref()
-                .map_or(0, |answer| answer.body.len());
-            self.bytes = self.bytes.saturating_sub(len);
-        }
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.app.under_way().leave(&self.id);
     }
 }
 
@@ -150,13 +118,20 @@ pub(crate) async fn repeatable(State(app): State<App>, request: Request, next: N
     }
 }
 
+/// A request's name, and the route it came by.
+struct Key {
+    id: RequestId,
+    route: String,
+}
+
 fn key_of(request: &Request) -> Result<Option<Key>, ApiError> {
     let route = request
         .extensions()
         .get::<MatchedPath>()
-        .map(MatchedPath::as_str);
-    let applies = *request.method() == Method::POST && route.is_some_and(|r| ROUTES.contains(&r));
-    let Some(value) = request.headers().get(IDEMPOTENCY_KEY).filter(|_| applies) else {
+        .map(MatchedPath::as_str)
+        .filter(|route| *request.method() == Method::POST && ROUTES.contains(route));
+    let value = request.headers().get(IDEMPOTENCY_KEY);
+    let (Some(route), Some(value)) = (route, value) else {
         return Ok(None);
     };
     let text = value
@@ -169,37 +144,40 @@ fn key_of(request: &Request) -> Result<Option<Key>, ApiError> {
         ))
     })?;
     let caller = request.extensions().get::<Caller>();
-    let caller = caller.map_or_else(String::new, |caller| caller.name.clone());
-    Ok(Some((caller, text.to_owned())))
+    let caller = caller.map_or("", |caller| &caller.name);
+    Ok(Some(Key {
+        id: RequestId(digest([caller.as_bytes(), text.as_bytes()])),
+        route: route.to_owned(),
+    }))
 }
 
 async fn keyed(app: App, key: Key, request: Request, next: Next) -> Result<Response, ApiError> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let too_large = |_| ApiError::new(ErrorCode::PayloadTooLarge, "the body is too large");
     let body = in_time(to_bytes(body, BODY_MAX))
         .await?
         .map_err(too_large)?;
-    let tell = match app.answers().look_up(key.clone(), digest(&parts, &body)) {
-        Found::Known(answer) => return replay(answer).await,
-        Found::Misused => {
-            let text = "this Idempotency-Key was used for a different request";
-            return Err(ApiError::new(ErrorCode::AlreadyExists, text)
-                .remedy("use a new key for every request that is not a repetition"));
-        }
-        Found::New(tell) => tell,
+    let request = Repeatable {
+        content: content(&parts, &body),
+        starts_over: key.route == STARTS_OVER,
+        id: key.id,
     };
+    let tell = match app.under_way().enter(&request) {
+        Entered::Repetition(told) => return wait_for(told).await,
+        Entered::Different => return Err(different()),
+        Entered::First(tell) => tell,
+    };
+    let stay = Stay {
+        app,
+        id: request.id.clone(),
+    };
+    parts.extensions.insert(request.id.clone());
     let work = tokio::spawn(async move {
-        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-        let answer = collect(response).await;
-        // What failed on our side may be tried again with the same key.
-        match &answer {
-            Ok(answer) if !answer.status.is_server_error() => {
-                app.answers().grown(answer.body.len());
-                tell.send_replace(Some(answer.clone()));
-            }
-            _ => app.answers().forget(&key),
-        }
-        answer
+        let call = next.run(Request::from_parts(parts, Body::from(body)));
+        let outcome = carried_out(&stay.app, request, call).await;
+        let told = outcome.as_ref().map(|(answer, _)| answer.clone());
+        tell.send_replace(Some(told.map_err(ApiError::clone)));
+        outcome
     });
     let broke = |failure| {
         ApiError::new(
@@ -207,29 +185,69 @@ async fn keyed(app: App, key: Key, request: Request, next: Next) -> Result<Respo
             format!("the request broke off: {failure}"),
         )
     };
-    Ok(work.await.map_err(broke)??.into_response(false))
+    let (answer, again) = work.await.map_err(broke)??;
+    Ok(answer.into_response(again))
 }
 
-fn digest(parts: &Parts, body: &Bytes) -> blake3::Hash {
+/// The answer, and whether it was given before.
+async fn carried_out(
+    app: &App,
+    request: Repeatable,
+    call: impl Future<Output = Response>,
+) -> Result<(Answer, bool), ApiError> {
+    let id = request.id.clone();
+    match app.node().begin_request(request).await? {
+        Begun::New => {}
+        Begun::Answered(kept) => return Ok((Answer::read(&kept)?, true)),
+        Begun::CutOff => return Err(cut_off()),
+        Begun::Different => return Err(different()),
+    }
+    crash::point("request: begun");
+    let answer = collect(call.await).await;
+    match &answer {
+        Ok(answer) if !answer.status.is_server_error() => {
+            app.node().answer_request(id, answer.write()?).await?;
+            crash::point("request: answered");
+        }
+        // What failed on our side may be tried again with the same key.
+        _ => app.node().forget_request(id).await?,
+    }
+    Ok((answer?, false))
+}
+
+fn different() -> ApiError {
+    let text = "this Idempotency-Key was used for a different request";
+    ApiError::new(ErrorCode::AlreadyExists, text)
+        .remedy("use a new key for every request that is not a repetition")
+}
+
+fn cut_off() -> ApiError {
+    let text =
+        "the first request with this Idempotency-Key was cut off, and how far it came is not known";
+    ApiError::new(ErrorCode::AlreadyExists, text)
+        .remedy("see whether it was done; to have it done again, use a new key")
+}
+
+fn content(parts: &Parts, body: &Bytes) -> String {
+    let uri = parts.uri.to_string();
+    digest([parts.method.as_str().as_bytes(), uri.as_bytes(), body])
+}
+
+/// Of the parts and where each ends.
+fn digest<const N: usize>(parts: [&[u8]; N]) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(parts.method.as_str().as_bytes())
-        .update(b"\0");
-    hasher
-        .update(parts.uri.to_string().as_bytes())
-        .update(b"\0");
-    hasher.update(body);
-    hasher.finalize()
+    for part in parts {
+        hasher.update(&part.len().to_le_bytes()).update(part);
+    }
+    hasher.finalize().to_string()
 }
 
-async fn replay(mut answer: watch::Receiver<Option<Answer>>) -> Result<Response, ApiError> {
-    // The sender goes without an answer when the first request failed or broke off.
-    let told = answer
-        .wait_for(Option::is_some)
-        .await
-        .ok()
-        .and_then(|answer| answer.clone());
-    let answer = told.ok_or_else(|| {
+async fn wait_for(mut told: watch::Receiver<Told>) -> Result<Response, ApiError> {
+    // The sender goes without a word when the first request broke off.
+    let told = told.wait_for(Option::is_some).await.ok();
+    let answer = told.and_then(|told| told.clone()).and_then(Result::ok);
+    let answer = answer.filter(|answer| !answer.status.is_server_error());
+    let answer = answer.ok_or_else(|| {
         ApiError::new(
             ErrorCode::Busy,
             "the first request with this Idempotency-Key failed",
@@ -240,39 +258,11 @@ async fn replay(mut answer: watch::Receiver<Option<Answer>>) -> Result<Response,
 }
 
 async fn collect(response: Response) -> Result<Answer, ApiError> {
-    let (parts, body) = response.into_parts();
-    let failed = parts.extensions.get::<Failed>().copied();
-    let streams = parts.headers.get(header::CONTENT_TYPE);
+    let streams = response.headers().get(header::CONTENT_TYPE);
     if streams.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
         return Err(ApiError::invalid(
             "a streamed request cannot have an Idempotency-Key",
         ));
     }
-    let body = to_bytes(body, usize::MAX).await.map_err(|error| {
-        ApiError::new(
-            ErrorCode::Internal,
-            format!("the answer broke off: {error}"),
-        )
-    })?;
-    Ok(Answer {
-        status: parts.status,
-        headers: parts.headers,
-        body,
-        failed,
-    })
-}
-
-impl Answer {
-    fn into_response(self, again: bool) -> Response {
-        let mut response = (self.status, self.headers, self.body).into_response();
-        if let Some(failed) = self.failed {
-            response.extensions_mut().insert(failed);
-        }
-        if again {
-            response
-                .headers_mut()
-                .insert(REPLAYED, HeaderValue::from_static("true"));
-        }
-        response
-    }
+    Answer::collect(response).await
 }

@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use forkd_sandbox::record::RequestId;
 use forkd_sandbox::spec::{BranchRequest, ForkRequest};
 use forkd_sandbox::view::{ForkOutcome, SandboxStatus, SandboxView};
 use forkd_wire::api::sandbox::{
@@ -37,9 +39,11 @@ const PAGE_MAX: u32 = 10_000;
         ("forkd-ready-ms" = f64, description = "Until the last guest had answered"))), Failures))]
 pub(crate) async fn create(
     State(app): State<App>,
+    repeatable: Option<Extension<RequestId>>,
     Json(body): Json<CreateSandboxes>,
 ) -> Result<Response, ApiError> {
-    let request = fork_request(&body)?;
+    let mut request = fork_request(&body)?;
+    request.repeatable = repeatable.map(|Extension(id)| id);
     let partial = request.partial;
     let outcome = app.node().fork(request).await?;
     app.metrics().fork(&outcome);

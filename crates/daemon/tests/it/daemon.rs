@@ -111,6 +111,18 @@ impl Daemon {
             .ok()
     }
 
+    /// Asks with an idempotency key.
+    pub(crate) fn post_once(&self, key: &str, path: &str, body: &Value) -> Option<Answer> {
+        let mut client = Client::connect(self.addr).ok()?;
+        client.header("idempotency-key", key);
+        client.ask("POST", path, &body.to_string()).ok()
+    }
+
+    /// Forks with an idempotency key.
+    pub(crate) fn fork_once(&self, key: &str, body: &Value) -> Option<Answer> {
+        self.post_once(key, "/v1/sandboxes", body)
+    }
+
     /// The body of an answer that must be a success.
     #[track_caller]
     pub(crate) fn get(&self, path: &str) -> Value {
@@ -140,6 +152,8 @@ pub(crate) struct Told {
     pub(crate) snapshots: BTreeSet<String>,
     pub(crate) sandboxes: BTreeSet<String>,
     pub(crate) killed: BTreeSet<String>,
+    /// What a fork with a key was answered.
+    pub(crate) forked: Vec<String>,
     /// Whether there is a workspace.
     pub(crate) workspace: bool,
 }

@@ -12,6 +12,7 @@ use forkd_daemon::{Config, ServeArgs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::client::Answer;
 use crate::daemon::{Daemon, PATIENCE, Sweep, Told, check};
 use crate::engine::Host;
 
@@ -72,14 +73,11 @@ fn live_until_it_ends(daemon: &Daemon, dir: &Path, told: &mut Told) -> Option<()
     ask("POST", "/v1/snapshots", snapshot)?;
     told.snapshots.insert("base".to_owned());
 
-    let made = ask(
-        "POST",
-        "/v1/sandboxes",
-        json!({"snapshot_tag": "base", "n": 2}),
-    )?;
-    let id = |i: usize| made[i]["id"].as_str().unwrap().to_owned();
-    let (first, second) = (id(0), id(1));
-    told.sandboxes.extend([first.clone(), second.clone()]);
+    let made = daemon.fork_once(KEY, &keyed_fork())?;
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
+    told.forked = ids(&made);
+    let [first, second] = <[String; 2]>::try_from(told.forked.clone()).unwrap();
+    told.sandboxes.extend(told.forked.clone());
     ask("POST", &format!("/v1/sandboxes/{first}/pause"), Value::Null)?;
     ask(
         "POST",
@@ -108,6 +106,42 @@ fn live_until_it_ends(daemon: &Daemon, dir: &Path, told: &mut Told) -> Option<()
     told.workspace = false;
     ask("DELETE", "/v1/workspaces/desk", Value::Null)?;
     Some(())
+}
+
+/// The key of the fork in [`live`].
+const KEY: &str = "the fork of a life";
+
+fn keyed_fork() -> Value {
+    json!({"snapshot_tag": "base", "n": 2, "metadata": {"made": "once"}})
+}
+
+fn ids(forked: &Answer) -> Vec<String> {
+    let made: Vec<Value> = serde_json::from_slice(&forked.body).unwrap();
+    let id = |made: &Value| made["id"].as_str().unwrap().to_owned();
+    made.iter().map(id).collect()
+}
+
+/// Whoever repeats the fork of a life gets what it made, or has it made now; never both.
+fn the_fork_is_done_once(daemon: &Daemon, told: &Told, place: &str) {
+    if !told.snapshots.contains("base") {
+        return;
+    }
+    let again = daemon.fork_once(KEY, &keyed_fork()).unwrap();
+    let text = String::from_utf8_lossy(&again.body).into_owned();
+    assert_eq!(again.status, 201, "{place}: {text}");
+    let made = ids(&again);
+    if !told.forked.is_empty() {
+        assert_eq!(made, told.forked, "{place}");
+        assert_eq!(again.header("forkd-replayed"), Some("true"), "{place}");
+    }
+    let listed = daemon.get("/v1/sandboxes?metadata=made=once");
+    let listed = listed.as_array().unwrap().iter();
+    let listed: BTreeSet<&str> = listed.map(|s| s["id"].as_str().unwrap()).collect();
+    let made: BTreeSet<&str> = made.iter().map(String::as_str).collect();
+    if told.forked.is_empty() {
+        assert_eq!(listed, made, "{place}: {}", daemon.log());
+    }
+    assert!(listed.is_subset(&made), "{place}: {}", daemon.log());
 }
 
 /// Every place that is reached in a life, as often as it is reached.
@@ -157,6 +191,7 @@ fn die_at(place: &str, nth: usize) {
     daemon.kill();
     let daemon = Daemon::start(dir.path(), &hosted);
     check(&daemon, &told, &place);
+    the_fork_is_done_once(&daemon, &told, &place);
     workspace_goes_on(&daemon, &told, &place);
     all_can_be_removed(&daemon, &place);
 }
@@ -226,6 +261,61 @@ fn killed_at_every_place_it_loses_and_leaves_nothing() {
     });
 }
 
+#[test]
+fn a_command_that_was_cut_off_is_not_run_again() {
+    let dir = TempDir::new().unwrap();
+    let _sweep = Sweep(dir.path().to_owned());
+    let daemon = Daemon::start(dir.path(), &hosted);
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        path
+    };
+    let snapshot = json!({"tag": "base", "kernel": file("kernel"), "rootfs": file("rootfs"),
+        "initramfs": file("initramfs"), "memory_mib": 64});
+    assert_eq!(
+        daemon
+            .ask("POST", "/v1/snapshots", &snapshot)
+            .unwrap()
+            .status,
+        201
+    );
+    let made = daemon.fork_once(KEY, &keyed_fork()).unwrap();
+    let exec = format!("/v1/sandboxes/{}/exec", ids(&made)[0]);
+    let ran = dir.path().join("ran");
+    let command = format!("echo ran >> {}; sleep 600", ran.display());
+    let body = json!({"args": ["sh", "-c", command]});
+    let answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| daemon.post_once("a command", &exec, &body));
+        let begun = Instant::now();
+        while !ran.exists() {
+            assert!(begun.elapsed() < PATIENCE, "the command does not run");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = rustix::process::Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        asked.join().unwrap()
+    });
+    assert!(answer.is_none());
+    daemon.kill();
+    let daemon = Daemon::start(dir.path(), &hosted);
+    for _ in 0..2 {
+        let again = daemon.post_once("a command", &exec, &body).unwrap();
+        let text = String::from_utf8_lossy(&again.body).into_owned();
+        assert_eq!(again.status, 409, "{text}");
+        assert!(
+            text.contains("cut off") && text.contains("a new key"),
+            "{text}"
+        );
+    }
+    assert_eq!(std::fs::read_to_string(&ran).unwrap(), "ran\n");
+    // What was answered before stays as it was.
+    assert_eq!(
+        ids(&daemon.fork_once(KEY, &keyed_fork()).unwrap()),
+        ids(&made)
+    );
+}
+
 /// Rounds of the test below, unless FORKD_SOAK_ROUNDS says otherwise.
 const ROUNDS: u32 = 5;
 /// Real VMs in one request.
@@ -269,8 +359,9 @@ fn killed_during_a_fan_out_of_real_vms_it_leaves_nothing() {
         // Evenly over the whole, and a little beyond it; never twice at the same instant.
         let part = (f64::from(round) * 0.618_034 + 0.1).fract();
         let place = format!("round {round}, {:.0} % of {whole:?}", part * 110.0);
+        let key = format!("round {round}");
         let answer = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| daemon.ask("POST", "/v1/sandboxes", &fork));
+            let asked = scope.spawn(|| daemon.fork_once(&key, &fork));
             std::thread::sleep(whole.mul_f64(part * 1.1));
             let pid = rustix::process::Pid::from_raw(daemon.pid().cast_signed()).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -282,16 +373,27 @@ fn killed_during_a_fan_out_of_real_vms_it_leaves_nothing() {
         match answer {
             Some(answer) => {
                 late += 1;
-                let made: Vec<Value> = serde_json::from_slice(&answer.body).unwrap();
-                let ids = made
-                    .iter()
-                    .map(|made| made["id"].as_str().unwrap().to_owned());
-                told.sandboxes.extend(ids);
+                told.forked = ids(&answer);
+                told.sandboxes.extend(told.forked.clone());
             }
             None => early += 1,
         }
         daemon = Daemon::start(dir.path(), &shipped);
         check(&daemon, &told, &place);
+        let again = daemon.fork_once(&key, &fork).unwrap();
+        assert_eq!(again.status, 201, "{place}");
+        assert!(
+            told.forked.is_empty() || ids(&again) == told.forked,
+            "{place}"
+        );
+        told.sandboxes.extend(ids(&again));
+        check(&daemon, &told, &place);
+        let listed = daemon.get("/v1/sandboxes");
+        assert_eq!(
+            listed.as_array().unwrap().len(),
+            FAN_OUT as usize,
+            "{place}: {listed}"
+        );
         kill_all(&daemon);
         check(&daemon, &Told::default(), &place);
     }

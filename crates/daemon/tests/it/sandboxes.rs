@@ -387,6 +387,33 @@ async fn repeated_requests_with_a_key_are_done_once() {
 }
 
 #[tokio::test]
+async fn keys_outlive_the_daemon() {
+    let mut world = World::new().await;
+    world.snapshot("base").await;
+    let keyed = |body| {
+        let mut request = request(Method::POST, "/v1/sandboxes", body);
+        let key = "across a restart".parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
+        request
+    };
+    let fork = |n| json!({"snapshot_tag": "base", "n": n});
+    let first = world.send(keyed(fork(2))).await.expect(201);
+    let refused = keyed(json!({"snapshot_tag": "nothing"}));
+    assert_eq!(world.send(refused).await.refusal(409), "already_exists");
+    world.restart().await;
+    let second = world.send(keyed(fork(2))).await;
+    assert_eq!(second.headers["forkd-replayed"], "true");
+    assert_eq!(second.expect(201), first);
+    assert_eq!(
+        world.send(keyed(fork(1))).await.refusal(409),
+        "already_exists"
+    );
+    let listed = world.get("/v1/sandboxes").await.expect(200);
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn sandboxes_outlive_the_daemon_and_answer_the_next_one() {
     let mut world = World::new().await;
     let id = world.sandbox().await;

@@ -343,6 +343,7 @@ fn new_records(
             memory_limit_mib: request.memory_limit_mib,
             branches: 0,
             place: PlaceRecord::default(),
+            request: request.repeatable.clone(),
         })
     };
     (0..request.n).map(record).collect()

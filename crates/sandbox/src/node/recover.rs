@@ -3,7 +3,7 @@
 //! There is no second code path for recovery: each record becomes an actor again, which is told whether its VM
 //! lives, and goes on from there. What is left then in the run directory belongs to nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -23,9 +23,9 @@ use crate::Error;
 use crate::actor::{self, Context};
 use crate::admission::{self, Ledger};
 use crate::place::{PlaceRecord, Places};
-use crate::record::{Records, SandboxRecord};
+use crate::record::{Records, RequestId, SandboxRecord};
 use crate::spec::NodeConfig;
-use crate::view::{Recovery, SandboxView};
+use crate::view::{Ending, Recovery, SandboxView};
 
 /// The programs that engines run VMs with.
 const VM_PROGRAMS: &[&str] = &["qemu-system-x86_64", "forkd-vmm", "firecracker"];
@@ -92,10 +92,11 @@ impl Node {
     }
 
     async fn restore_sandboxes(&self, recovery: &mut Recovery) -> Result<(), Error> {
+        let cut_off = self.cut_off_requests().await?;
         let mut restored = vec![];
         for record in self.inner.context.records.all().await? {
             match record {
-                Ok(record) => restored.push(self.restore(record)),
+                Ok(record) => restored.push(self.restore(record, &cut_off)),
                 Err(problem) => {
                     warn!(problem, "record ignored");
                     recovery.swept.push(problem);
@@ -108,20 +109,29 @@ impl Node {
                 Some(why) => recovery.lost.push((view.id, why)),
             }
         }
-        Ok(())
+        self.start_over(cut_off).await
     }
 
-    async fn restore(&self, record: SandboxRecord) -> SandboxView {
+    /// A sandbox whose request was never answered is not kept: nobody knows of it, and the request may come again.
+    async fn restore(&self, record: SandboxRecord, cut_off: &HashSet<RequestId>) -> SandboxView {
         let id = record.id.clone();
+        let request = record.request.as_ref();
+        let unanswered = request.is_some_and(|request| cut_off.contains(request));
         let vm = self.adopt(&record).await;
         if vm.is_none() {
             self.clear_unknown(&record).await;
         }
         let (handle, task) = actor::recovered(Arc::clone(&self.inner.context), record, vm).await;
         self.inner.tasks.spawn(task);
-        let view = handle.view();
-        self.lock().insert(id, handle);
-        view
+        self.lock().insert(id, handle.clone());
+        if unanswered {
+            handle.stop(
+                Ending::Undone,
+                "the daemon ended before its request was answered",
+            );
+            return handle.ended().await;
+        }
+        handle.view()
     }
 
     /// Between the start of a VM and the record of its pid a crash leaves a process that no record knows.

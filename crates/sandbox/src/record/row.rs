@@ -6,7 +6,7 @@ use forkd_engine::ProcessIdentity;
 use forkd_wire::id::{SandboxId, Tag};
 use rusqlite::{Connection, Error, Row, params};
 
-use super::{SCHEMA_VERSION, SandboxRecord};
+use super::{RequestId, SCHEMA_VERSION, SandboxRecord, requests};
 use crate::machine::State;
 
 pub(super) fn create_tables(connection: &Connection) -> Result<(), Error> {
@@ -27,10 +27,13 @@ pub(super) fn create_tables(connection: &Connection) -> Result<(), Error> {
              metadata         TEXT NOT NULL,
              memory_limit_mib INTEGER,
              branches         INTEGER NOT NULL,
-             place            TEXT NOT NULL DEFAULT '{{}}'
+             place            TEXT NOT NULL DEFAULT '{{}}',
+             request          TEXT
          ) STRICT;
+         {}
          PRAGMA user_version = {SCHEMA_VERSION};
-         COMMIT;"
+         COMMIT;",
+        requests::TABLE
     ))
 }
 
@@ -39,8 +42,23 @@ pub(super) fn add_places(connection: &Connection) -> Result<(), Error> {
     connection.execute_batch(&format!(
         "BEGIN;
          ALTER TABLE sandboxes ADD COLUMN place TEXT NOT NULL DEFAULT '{{}}';
+         ALTER TABLE sandboxes ADD COLUMN request TEXT;
+         {}
          PRAGMA user_version = {SCHEMA_VERSION};
-         COMMIT;"
+         COMMIT;",
+        requests::TABLE
+    ))
+}
+
+/// From version 2, which remembered no requests.
+pub(super) fn add_requests(connection: &Connection) -> Result<(), Error> {
+    connection.execute_batch(&format!(
+        "BEGIN;
+         ALTER TABLE sandboxes ADD COLUMN request TEXT;
+         {}
+         PRAGMA user_version = {SCHEMA_VERSION};
+         COMMIT;",
+        requests::TABLE
     ))
 }
 
@@ -53,7 +71,7 @@ pub(super) fn insert(connection: &Connection, record: &SandboxRecord) -> Result<
     connection
         .prepare_cached(
             "INSERT INTO sandboxes VALUES
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         )?
         .execute(params![
             record.id.as_str(),
@@ -71,6 +89,7 @@ pub(super) fn insert(connection: &Connection, record: &SandboxRecord) -> Result<
             record.memory_limit_mib,
             record.branches,
             json(&record.place)?,
+            record.request.as_ref().map(|request| &request.0),
         ])?;
     Ok(())
 }
@@ -135,6 +154,7 @@ fn read_fields(row: &Row<'_>, id: &str) -> Result<SandboxRecord, String> {
         memory_limit_mib: column(row, "memory_limit_mib")?,
         branches: column(row, "branches")?,
         place: serde_json::from_str(&column::<String>(row, "place")?).map_err(|e| e.to_string())?,
+        request: column::<Option<String>>(row, "request")?.map(RequestId),
     })
 }
 

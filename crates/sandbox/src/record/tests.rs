@@ -30,7 +30,25 @@ fn record(id: &str) -> SandboxRecord {
             allow: vec!["*.example.com:443".into()],
             deny: vec!["all".into()],
         },
+        request: None,
     }
+}
+
+#[tokio::test]
+async fn a_file_of_the_second_version_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    drop(Records::open(&path).unwrap());
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "ALTER TABLE sandboxes DROP COLUMN request; DROP TABLE requests; PRAGMA user_version = 2;",
+    )
+    .unwrap();
+    drop(old);
+    let records = Records::open(&path).unwrap();
+    records.insert(vec![record("a")]).await.unwrap();
+    assert_eq!(read(&records).await, [record("a")]);
+    assert_eq!(records.to_start_over().await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -206,4 +224,91 @@ fn a_newer_file_is_refused_and_left_alone() {
 fn a_missing_directory_is_named() {
     let error = Records::open(Path::new("/nonexistent/dir/state.db")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/dir/state.db"));
+}
+
+fn request(id: &str, content: &str) -> Repeatable {
+    Repeatable {
+        id: RequestId(id.into()),
+        content: content.into(),
+        starts_over: content.starts_with("fork"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_request_was_answered_is_known_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let id = |id: &str| RequestId(id.into());
+    {
+        let records = Records::open(&path).unwrap();
+        for name in ["done", "gone", "fork"] {
+            let begun = records.begin(request(name, name), 1000).await.unwrap();
+            assert_eq!(begun, Begun::New);
+        }
+        records.begin(request("exec", "exec"), 1000).await.unwrap();
+        let child = SandboxRecord {
+            request: Some(id("fork")),
+            ..record("child")
+        };
+        records.insert(vec![child]).await.unwrap();
+        records.answer(id("done"), vec![1, 2], 1000).await.unwrap();
+        records.forget(vec![id("gone")]).await.unwrap();
+    }
+    let records = Records::open(&path).unwrap();
+    assert_eq!(read(&records).await[0].request, Some(id("fork")));
+    assert_eq!(records.to_start_over().await.unwrap(), [id("fork")]);
+    for (asked, now, known) in [
+        (request("done", "done"), 4599, Begun::Answered(vec![1, 2])),
+        (request("done", "other"), 4599, Begun::Different),
+        (request("exec", "exec"), 4599, Begun::CutOff),
+        (request("gone", "gone"), 4599, Begun::New),
+        (request("done", "other"), 4600, Begun::New),
+        (request("exec", "exec"), 87_399, Begun::CutOff),
+        (request("exec", "exec"), 87_400, Begun::New),
+    ] {
+        let text = format!("{asked:?} at {now}");
+        assert_eq!(records.begin(asked, now).await.unwrap(), known, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn answers_are_bounded_in_number_and_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let records = Records::open(&path).unwrap();
+    let file = Connection::open(&path).unwrap();
+    let left = || -> Vec<i64> {
+        requests::make_room(&file, 1000).unwrap();
+        let mut select = file
+            .prepare("SELECT rowid FROM requests ORDER BY rowid")
+            .unwrap();
+        let rows = select.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+    let fill = |from: i64, to: i64, answer: &str| {
+        file.execute_batch(&format!(
+            "WITH RECURSIVE n(i) AS (VALUES({from}) UNION ALL SELECT i + 1 FROM n WHERE i < {to})
+             INSERT INTO requests (rowid, id, content, starts_over, kept_until_unix, answer)
+             SELECT i, i, 'c', 0, 2000, {answer} FROM n;"
+        ))
+        .unwrap();
+    };
+    fill(1, 3, "NULL");
+    fill(10, 4109, "x'07'");
+    assert_eq!(left(), (1..=3).chain(14..=4109).collect::<Vec<_>>());
+    // The newer of two that are too large together, and what is under way.
+    fill(5000, 5001, "zeroblob(40 << 20)");
+    assert_eq!(left(), [1, 2, 3, 5001]);
+    file.execute_batch("UPDATE requests SET kept_until_unix = 1000 WHERE rowid < 3")
+        .unwrap();
+    assert_eq!(left(), [3, 5001]);
+    // Whoever begins many makes room by the way.
+    fill(6000, 12_000, "x'07'");
+    for i in 0..64 {
+        let begun = records.begin(request(&format!("r{i}"), "c"), 1000).await;
+        assert_eq!(begun.unwrap(), Begun::New);
+    }
+    let count = file.query_row("SELECT count(*) FROM requests", [], |row| row.get(0));
+    let count: i64 = count.unwrap();
+    assert!((4096..=4096 + 64 + 2).contains(&count), "{count}");
 }
