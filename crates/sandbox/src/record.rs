@@ -281,6 +281,7 @@ fn open_checked(path: &Path) -> Result<Connection, Error> {
             });
         }
     }
+    write_back(&connection);
     Ok(connection)
 }
 
@@ -323,8 +324,7 @@ fn serve(connection: Connection, inbox: &mpsc::Receiver<Job>) {
                 Err(_) => return,
             },
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                // What fails now is done at the next opportunity: the log holds it all.
-                let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+                write_back(&connection);
                 tidy = true;
                 continue;
             }
@@ -344,6 +344,14 @@ fn serve(connection: Connection, inbox: &mpsc::Receiver<Job>) {
             answer(committed.as_ref().copied().map_err(copy_error));
         }
     }
+}
+
+/// Writes the log back into the file, and begins the next one with a write that changes nothing: a log's first commit
+/// is the only one that waits for the disk, and must not be that of a fan-out.
+fn write_back(connection: &Connection) {
+    // What fails now is done at the next opportunity: the log holds it all.
+    let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+    let _ = connection.pragma_update(None, "user_version", SCHEMA_VERSION);
 }
 
 /// One request's failure undoes that request, not its neighbours in the same transaction.

@@ -312,3 +312,24 @@ async fn answers_are_bounded_in_number_and_size() {
     let count: i64 = count.unwrap();
     assert!((4096..=4096 + 64 + 2).contains(&count), "{count}");
 }
+
+/// A header and one frame of one page: the next commit appends, and does not wait for the disk.
+#[tokio::test]
+async fn a_log_is_begun_before_anybody_waits_for_it() {
+    const BEGUN: u64 = 32 + 24 + 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("state.db-wal");
+    let len = || std::fs::metadata(&log).unwrap().len();
+    let records = Records::open(&dir.path().join("state.db")).unwrap();
+    assert_eq!(len(), BEGUN);
+    records.insert(vec![record("a")]).await.unwrap();
+    assert!(len() > BEGUN);
+    for _ in 0..500 {
+        if len() == BEGUN {
+            assert_eq!(read(&records).await, [record("a")]);
+            return;
+        }
+        tokio::time::sleep(IDLE / 50).await;
+    }
+    panic!("{} bytes are left in the log", len());
+}
