@@ -143,6 +143,10 @@ conformance: need-cargo ## Send the interface what its description allows and fo
 soak: need-root need-cargo deps test-image ## Kill the daemon during a hundred fan-outs of real guests
 	@env $(TEST_ENV) FORKD_SOAK_ROUNDS=100 cargo test -q -p forkd-daemon --test it -- killed_during --nocapture
 
+image-test: need-root need-cargo deps build ## Build the container image without a registry, and fork in it as a Pod does
+	@command -v buildah >/dev/null || apt-get install -y -q --no-install-recommends buildah
+	@packaging/docker/test.sh $(TARGET)/release $(AGENT)
+
 lab: need-root need-cargo deps test-image ## Run the kvm engine with Linux guests in an emulated node
 	@env $(TEST_ENV) cargo run -q -p xtask -- lab --data $(DATA)
 

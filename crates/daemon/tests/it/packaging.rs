@@ -114,8 +114,8 @@ fn the_manifest_is_one_of_kubernetes_and_of_this_daemon() {
     assert!(token.starts_with("REPLACE_ME"));
 }
 
-/// An image cannot be built without a registry to take its base from. What can be known without: that everything
-/// the recipe names is there.
+/// `make image-test` builds the image, which takes minutes. What can be known without: that everything the recipe
+/// names is there.
 #[test]
 fn the_recipe_of_the_image_names_what_there_is() {
     let text = read("packaging/docker/Dockerfile").replace("\\\n", " ");
