@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,11 @@ pub const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "io"];
 
 /// How long the processes of a killed group may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// The leaf that a group's own processes move into.
+const VACATED: &str = "forkd-daemon";
+/// How often a group is looked at again for processes that appeared while others moved.
+const VACATE_ROUNDS: u32 = 16;
+const ESRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
 /// The length over which `cpu.max` counts, microseconds; the kernel's own default.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -136,11 +142,17 @@ fn mounted(mountinfo: &str) -> Option<PathBuf> {
 impl Root {
     /// Makes a group for leaves, if need be, and has it hand on every controller there is. What there is not is no
     /// error here: [`Root::controllers`] tells, and [`Root::leaf`] refuses a limit that nobody would enforce.
+    ///
+    /// Where the group above is the one that this process was started in, as in a container or a delegated subtree,
+    /// its processes move into a leaf of it: a group that hands controllers on must not hold any itself.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let above = path
             .parent()
             .filter(|above| above.join("cgroup.controllers").exists());
         let above = above.ok_or(Error::NotMounted)?;
+        if is_below_root(above) && offers_more(above) && is_own(above) {
+            vacate(above)?;
+        }
         hand_on(above);
         make(path)?;
         hand_on(path);
@@ -317,13 +329,77 @@ fn make(path: &Path) -> Result<(), Error> {
 }
 
 /// One controller at a time: one that is not there must not keep the others away.
+///
+/// A group with processes of its own hands nothing on. The kernel refuses that for memory and disks, but not for
+/// processor time and processes: those would turn the group into a threaded one, whose leaves can hold no process.
 fn hand_on(path: &Path) {
+    let busy = |text: String| !text.is_empty();
+    if is_below_root(path) && fs::read_to_string(path.join("cgroup.procs")).is_ok_and(busy) {
+        return;
+    }
     for controller in CONTROLLERS {
         let _ = fs::write(
             path.join("cgroup.subtree_control"),
             format!("+{controller}"),
         );
     }
+}
+
+/// The root of the hierarchy has no type, and may hold processes. That of a group namespace is as any other.
+fn is_below_root(group: &Path) -> bool {
+    group.join("cgroup.type").exists()
+}
+
+/// Whether there are controllers that the group does not hand on yet.
+fn offers_more(group: &Path) -> bool {
+    let words = |file: &str| {
+        let text = fs::read_to_string(group.join(file)).unwrap_or_default();
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let handed = words("cgroup.subtree_control");
+    let offered = words("cgroup.controllers");
+    CONTROLLERS.iter().any(|wanted| {
+        let has = |list: &[String]| list.iter().any(|has| has == wanted);
+        has(&offered) && !has(&handed)
+    })
+}
+
+/// Whether this process is in that very group.
+fn is_own(group: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    own_group().is_some_and(|own| id(&own).is_some() && id(&own) == id(group))
+}
+
+/// Moves the processes of a group into a leaf of it. They may make more meanwhile, so it is tried until none is left.
+fn vacate(group: &Path) -> Result<(), Error> {
+    let procs = group.join("cgroup.procs");
+    let leaf = Leaf {
+        path: group.join(VACATED),
+    };
+    make(&leaf.path)?;
+    for _ in 0..VACATE_ROUNDS {
+        let inside = fs::read_to_string(&procs).map_err(step("read", &procs))?;
+        if inside.is_empty() {
+            return Ok(());
+        }
+        for pid in inside.lines() {
+            // The kernel writes 0 for one that this process cannot see, and reads 0 as the writer.
+            if pid == "0" {
+                let hidden = io::Error::other("it holds processes of outside this container");
+                return Err(step("empty", group)(hidden));
+            }
+            match leaf.write("cgroup.procs", pid) {
+                // It has ended since.
+                Err(Error::Step { source, .. }) if source.raw_os_error() == Some(ESRCH) => {}
+                other => other?,
+            }
+        }
+    }
+    Err(Error::Busy {
+        path: group.to_owned(),
+    })
 }
 
 fn step<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {

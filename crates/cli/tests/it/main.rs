@@ -17,6 +17,7 @@ mod fake;
 mod guest;
 mod help;
 mod interrupt;
+mod isolation;
 mod netns;
 mod network;
 mod oneshot;

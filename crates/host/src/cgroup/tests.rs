@@ -150,3 +150,112 @@ fn a_disk_writer_is_slowed_to_its_limit() {
     assert!(output.status.success(), "{said}");
     assert!(took > Duration::from_millis(1500), "{took:?}: {said}");
 }
+
+#[test]
+fn processes_make_way_for_controllers() {
+    let Some(root) = root("vacate") else { return };
+    let subtree = root.leaf("container", &Limits::default()).unwrap();
+    let mut sleepers: Vec<_> = (0..3)
+        .map(|_| {
+            let sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+            subtree.add(sleeper.id()).unwrap();
+            sleeper
+        })
+        .collect();
+    assert!(!is_own(subtree.path()));
+    vacate(subtree.path()).unwrap();
+    let procs = |path: &Path| fs::read_to_string(path.join("cgroup.procs")).unwrap();
+    let moved = subtree.path().join(VACATED);
+    assert_eq!(procs(subtree.path()), "");
+    assert_eq!(procs(&moved).lines().count(), 3);
+    // With nobody in it, nothing is left to do.
+    vacate(subtree.path()).unwrap();
+    Leaf::at(moved).unwrap().remove().unwrap();
+    for sleeper in &mut sleepers {
+        assert!(!sleeper.wait().unwrap().success());
+    }
+    subtree.remove().unwrap();
+    fs::remove_dir(root.path()).unwrap();
+}
+
+/// Handing on processor time alone would make its leaves useless.
+#[test]
+fn a_group_that_others_use_hands_nothing_on() {
+    let Some(root) = root("others") else { return };
+    let group = root.leaf("used", &Limits::default()).unwrap();
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    group.add(sleeper.id()).unwrap();
+    let inside = Root::open(&group.path().join("forkd")).unwrap();
+    assert_eq!(inside.controllers(), [""; 0]);
+    let kind = fs::read_to_string(group.path().join("cgroup.type")).unwrap();
+    assert_eq!(kind.trim(), "domain");
+    // A leaf of it can be entered, though not limited.
+    let leaf = inside.leaf("sandbox", &Limits::default()).unwrap();
+    leaf.add(sleeper.id()).unwrap();
+    leaf.remove().unwrap();
+    assert!(!sleeper.wait().unwrap().success());
+    inside.remove_if_empty();
+    group.remove().unwrap();
+    fs::remove_dir(root.path()).unwrap();
+}
+
+#[test]
+fn knows_the_group_it_is_in() {
+    let Some(own) = own_group() else { return };
+    assert!(is_own(&own));
+    let Some(root) = root("own") else { return };
+    assert!(!is_own(root.path()));
+    fs::remove_dir(root.path()).unwrap();
+}
+
+/// A program that was started in a delegated subtree, such as a container's, uses it: this test's own program, run again there.
+#[test]
+fn a_delegated_subtree_is_used_from_inside() {
+    const INSIDE: &str = "FORKD_TEST_SUBTREE";
+    if let Some(subtree) = std::env::var_os(INSIDE) {
+        let subtree = PathBuf::from(subtree);
+        assert!(is_own(&subtree));
+        let offered = fs::read_to_string(subtree.join("cgroup.controllers")).unwrap();
+        let root = Root::open(&subtree.join("forkd")).unwrap();
+        for controller in offered
+            .split_whitespace()
+            .filter(|c| CONTROLLERS.contains(c))
+        {
+            assert!(
+                root.controllers().iter().any(|c| c == controller),
+                "{controller}"
+            );
+        }
+        let leaf = root.leaf("sandbox", &Limits::default()).unwrap();
+        leaf.remove().unwrap();
+        root.remove_if_empty();
+        return;
+    }
+    let Some(root) = root("delegated") else {
+        return;
+    };
+    let subtree = root.leaf("container", &Limits::default()).unwrap();
+    let name = "cgroup::tests::a_delegated_subtree_is_used_from_inside";
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec {} --exact {name} --nocapture 2>&1",
+        subtree.path().display(),
+        std::env::current_exe().unwrap().display()
+    );
+    let mut inside = Command::new("sh");
+    inside.args(["-c", &script]).env(INSIDE, subtree.path());
+    let output = inside.output().unwrap();
+    let moved = Leaf::at(subtree.path().join(VACATED));
+    // Without a controller to hand on, nobody is in the way.
+    assert_eq!(moved.is_some(), !root.controllers().is_empty());
+    if let Some(moved) = moved {
+        moved.remove().unwrap();
+    }
+    let _ = fs::remove_dir(subtree.path().join("forkd"));
+    subtree.remove().unwrap();
+    fs::remove_dir(root.path()).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}

@@ -86,6 +86,9 @@ impl Node {
         }
         let list = missing.iter().map(|m| format!("{}: {}", m.what, m.why));
         let list = list.collect::<Vec<_>>().join("; ");
+        // Nothing runs, so nothing of it is to be left.
+        let places = Arc::clone(&self.inner.context.places);
+        blocking(move || places.close()).await?;
         let text = format!("this node must keep sandboxes apart in every way, but lacks: {list}");
         let error = Error::new(ErrorCode::Incompatible, text);
         Err(error.with_remedy("mend that, or start without --require-isolation"))
