@@ -7,7 +7,7 @@
 use std::ffi::{c_int, c_ulong};
 use std::io;
 use std::mem::size_of;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -181,6 +181,80 @@ pub(crate) fn add_default_route(gateway: Ipv4Addr) -> io::Result<()> {
     match check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, at) }) {
         Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Gives a network device an IPv6 address besides those it has.
+pub(crate) fn add_address6(interface: &str, ip: Ipv6Addr, prefix: u8) -> io::Result<()> {
+    let request = libc::in6_ifreq {
+        ifr6_addr: address6_of(ip),
+        ifr6_prefixlen: u32::from(prefix),
+        ifr6_ifindex: index_of(interface)?,
+    };
+    // SAFETY: on a socket of version 6, SIOCSIFADDR reads one in6_ifreq.
+    unless_there(unsafe { control6(libc::SIOCSIFADDR as c_ulong, &raw const request) })
+}
+
+/// `struct in6_rtmsg`; linux/ipv6_route.h.
+#[repr(C)]
+struct Route6 {
+    destination: [u8; 16],
+    source: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    /// Of the prefixes of destination and source.
+    lengths: [u16; 2],
+    metric: u32,
+    info: c_ulong,
+    flags: u32,
+    interface: c_int,
+}
+
+/// Adds the default route of IPv6 through a network device. One that is there already stays.
+pub(crate) fn add_default_route6(interface: &str, gateway: Ipv6Addr) -> io::Result<()> {
+    let route = Route6 {
+        destination: [0; 16],
+        source: [0; 16],
+        gateway: gateway.octets(),
+        kind: 0,
+        lengths: [0; 2],
+        // What the kernel gives to routes of nobody's choice.
+        metric: 1024,
+        info: 0,
+        flags: u32::from(libc::RTF_UP | libc::RTF_GATEWAY),
+        interface: index_of(interface)?,
+    };
+    // SAFETY: on a socket of version 6, SIOCADDRT reads one in6_rtmsg.
+    unless_there(unsafe { control6(libc::SIOCADDRT as c_ulong, &raw const route) })
+}
+
+/// # Safety
+/// The request must read no more than what `argument` points to, and write nothing.
+unsafe fn control6<T>(request: c_ulong, argument: *const T) -> io::Result<()> {
+    let socket = OwnedFd::from(std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?);
+    // SAFETY: as the caller promises.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), request as _, argument) }).map(drop)
+}
+
+fn unless_there(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn address6_of(ip: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr {
+        s6_addr: ip.octets(),
+    }
+}
+
+fn index_of(interface: &str) -> io::Result<c_int> {
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: the name is a C string that lives through the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => c_int::try_from(index).map_err(io::Error::other),
     }
 }
 

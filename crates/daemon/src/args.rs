@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use forkd_engine::select::Options;
 use forkd_sandbox::{Admission, Isolation};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::paths::PathArgs;
 
@@ -152,7 +152,7 @@ pub struct IsolationArgs {
     pub slots: u32,
     /// Networks that sandboxes do not reach unless a rule allows it, besides private ones: a cluster's.
     #[arg(long, env = "FORKD_REFUSE", value_name = "CIDR", value_delimiter = ',')]
-    pub refuse: Vec<Ipv4Net>,
+    pub refuse: Vec<IpNet>,
     /// Control group that sandboxes' groups are made in [default: forkd at the root of cgroup v2].
     #[arg(long, env = "FORKD_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,

@@ -14,9 +14,9 @@ use forkd_slot::address;
 use forkd_slot::dns::{self, Names};
 use forkd_slot::policy::{Mode, Policy};
 use forkd_slot::slot::Slot;
-use forkd_wire::agent::GuestNetwork;
+use forkd_wire::agent::{GuestNetwork, GuestNetwork6};
 use forkd_wire::error::ErrorCode;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::task::{AbortHandle, JoinHandle};
 use tracing::warn;
 
@@ -45,7 +45,7 @@ pub struct Isolation {
     /// Slots there may be.
     pub slots_max: u32,
     /// Networks refused by default besides private ones: a cluster's.
-    pub refused: Vec<Ipv4Net>,
+    pub refused: Vec<IpNet>,
     /// The control group that sandboxes' groups are made in; by default `forkd` at the root of version 2.
     pub cgroup_root: Option<PathBuf>,
     /// Refuse to run sandboxes where something is missing.
@@ -384,7 +384,13 @@ impl Places {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let names = Names::new(policy, &networks.refused, &networks.upstream, enforce);
+        let names = Names::new(
+            slot.ways(),
+            policy,
+            &networks.refused,
+            &networks.upstream,
+            enforce,
+        );
         let task: JoinHandle<()> = tokio::spawn({
             let (names, index) = (names.clone(), slot.index());
             async move {
@@ -435,11 +441,15 @@ impl Place {
 
     /// What the guest is told of its network.
     pub(crate) fn guest_network(&self) -> Option<GuestNetwork> {
-        self.network().map(|_| GuestNetwork {
+        self.network().map(|slot| GuestNetwork {
             address: format!("{}/{}", address::GUEST, address::GUEST_PREFIX),
             gateway: address::GATEWAY.to_string(),
             dns: vec![address::GATEWAY.to_string()],
             mac: None,
+            v6: slot.ways().v6.then(|| GuestNetwork6 {
+                address: format!("{}/{}", address::GUEST6, address::GUEST_PREFIX6),
+                gateway: address::GATEWAY6.to_string(),
+            }),
         })
     }
 

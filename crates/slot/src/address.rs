@@ -1,8 +1,8 @@
 //! Names and addresses of slots. They follow from the number alone, so that a crash can be cleaned up without records.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// The most slots a node has.
 pub const MAX_SLOTS: u32 = 4000;
@@ -30,6 +30,26 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xfc, 10, 42, 0, 1];
 pub const GUEST_PREFIX: u8 = 24;
 /// The host's address towards every slot.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
+
+/// Every guest's address of version 6, where the host has a way out for it. The networks are unique local ones, RFC 4193,
+/// whose global id spells `forkd`.
+pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x42, 0, 0, 0, 2);
+/// Every guest's gateway of version 6.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x42, 0, 0, 0, 1);
+/// Length of the guests' network prefix of version 6.
+pub const GUEST_PREFIX6: u8 = 64;
+/// The host's address of version 6 towards every slot.
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x43, 0, 0, 0, 1);
+
+/// The network of the slots' outer addresses of version 6.
+pub fn slot_network6() -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x43, 0, 0, 0, 0), 64)
+}
+
+/// A slot's address of version 6 outside of its namespace.
+pub fn outer6(index: u32) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(HOST6) + 1 + u128::from(index))
+}
 
 /// The network that all guests believe to be alone in.
 pub fn guest_network() -> Ipv4Net {
@@ -94,6 +114,13 @@ mod tests {
         assert!(all.iter().all(|a| slot_network().contains(a) && *a != HOST));
         // The longest name of a device is 15 bytes; linux/if.h.
         assert!(veth(MAX_SLOTS - 1).len() <= 15);
+        let all6: HashSet<Ipv6Addr> = (0..MAX_SLOTS).map(outer6).collect();
+        assert_eq!(all6.len(), MAX_SLOTS as usize);
+        assert!(
+            all6.iter()
+                .all(|a| slot_network6().contains(a) && *a != HOST6)
+        );
+        assert_eq!(&GUEST6.octets()[1..6], b"forkd");
         assert_eq!(outer(0), Ipv4Addr::new(10, 43, 0, 2));
         assert_eq!(outer(254), Ipv4Addr::new(10, 43, 1, 0));
     }

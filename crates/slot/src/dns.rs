@@ -8,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
+use crate::host::Ways;
 use crate::policy::Policy;
 use crate::rules::{self, Verdict};
 use crate::slot::NameSockets;
@@ -40,9 +41,10 @@ pub type Enforce = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 #[derive(Clone)]
 pub struct Names {
     policy: Arc<Mutex<Policy>>,
-    refused: Arc<[Ipv4Net]>,
+    refused: Arc<[IpNet]>,
     upstream: Arc<[SocketAddr]>,
     enforce: Enforce,
+    ways: Ways,
     room: Arc<Semaphore>,
 }
 
@@ -68,10 +70,11 @@ pub fn servers(resolv_conf: &str) -> Vec<SocketAddr> {
 }
 
 impl Names {
-    /// A name server that forwards to `upstream`, in order.
+    /// A name server that forwards to `upstream`, in order, for a guest that has these ways out.
     pub fn new(
+        ways: Ways,
         policy: Policy,
-        refused: &[Ipv4Net],
+        refused: &[IpNet],
         upstream: &[SocketAddr],
         enforce: Enforce,
     ) -> Self {
@@ -80,6 +83,7 @@ impl Names {
             refused: refused.into(),
             upstream: upstream.into(),
             enforce,
+            ways,
             room: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
@@ -179,13 +183,13 @@ impl Names {
             return true;
         }
         let (addresses, seconds) = question.addresses(answer);
-        let public = |a: &Ipv4Addr| rules::is_public(*a, &self.refused);
+        let reached = |a: &&IpAddr| a.is_ipv4() || self.ways.v6;
+        let public = |a: IpAddr| rules::is_public(a, &self.refused);
         let mut text = String::new();
         for (verdict, port) in verdicts {
-            let meant = addresses
-                .iter()
-                .filter(|a| verdict == Verdict::Deny || public(a));
-            let meant: Vec<IpAddr> = meant.map(|a| IpAddr::V4(*a)).collect();
+            let meant = addresses.iter().filter(reached);
+            let meant = meant.filter(|a| verdict == Verdict::Deny || public(**a));
+            let meant: Vec<IpAddr> = meant.copied().collect();
             text.push_str(&rules::resolved(verdict, &meant, port, seconds));
         }
         if text.is_empty() {

@@ -4,16 +4,16 @@
 //! namespace goes, and with it every connection, neighbour, route and rule that its guest left.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forkd_host::chain;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::address::MAX_SLOTS;
-use crate::host;
+use crate::host::{self, Ways};
 use crate::registry::{self, Registry};
 use crate::slot::{self, Slot};
 use crate::sweep;
@@ -38,7 +38,7 @@ pub struct Config {
     /// How many slots there may be, waiting ones among them; at most [`MAX_SLOTS`].
     pub max: u32,
     /// Networks that the default policy refuses besides private ones: a cluster's.
-    pub refused: Vec<Ipv4Net>,
+    pub refused: Vec<IpNet>,
 }
 
 /// Why no slot is to be had.
@@ -101,6 +101,8 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    /// What the host has, found out when the first slot is made.
+    ways: OnceLock<Ways>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -149,6 +151,7 @@ impl Pool {
         };
         let shared = Arc::new(Shared {
             config,
+            ways: OnceLock::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
@@ -317,8 +320,12 @@ impl Shared {
     /// A slot of this number, or another one that was made ahead. `None` when somebody else has the number.
     fn try_make(&self, index: u32) -> Result<Option<Slot>, OpenError> {
         let registry = &self.config.registry;
+        // What is amiss is told by whoever prepares the host; until then there is one way at most.
+        let ways = *self
+            .ways
+            .get_or_init(|| host::prepare().unwrap_or_default());
         while let Some(reserved) = registry.take_offered()? {
-            match Slot::take_ready(reserved, &self.config.refused) {
+            match Slot::take_ready(reserved, &self.config.refused, ways) {
                 Ok(Some(slot)) => return Ok(Some(slot)),
                 Ok(None) => registry.release(reserved)?,
                 Err(e) => {
@@ -334,7 +341,7 @@ impl Shared {
         if !registry.claim(index)? {
             return Ok(None);
         }
-        match Slot::make(index, &self.config.refused) {
+        match Slot::make(index, &self.config.refused, ways) {
             Ok(slot) => Ok(Some(slot)),
             // Provisioned by hand, or by another program: not ours to use or to remove.
             Err(e) if e.is_taken() => {

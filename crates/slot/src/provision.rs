@@ -5,7 +5,7 @@ use std::path::Path;
 use forkd_host::file::LockFile;
 
 use crate::address::MAX_SLOTS;
-use crate::host;
+use crate::host::{self, Ways};
 use crate::registry::Registry;
 use crate::slot::Slot;
 use crate::sweep::{self, Error, Fate};
@@ -41,14 +41,14 @@ pub fn setup(
     let registry = Registry::reserve(directory)?;
     let _lock = LockFile::acquire(&directory.join(LOCK)).map_err(crate::registry::Error::from)?;
     remove_unfinished(&registry)?;
-    host::prepare().map_err(Error::Host)?;
+    let ways = host::prepare().map_err(Error::Host)?;
     let mut setup = Setup {
         ready: registry.offered()?,
         made: vec![],
     };
     let mut goes_on = told(setup.ready.len());
     while goes_on && setup.ready.len() < count as usize {
-        let index = match make(&registry) {
+        let index = match make(&registry, ways) {
             Ok(index) => index,
             Err(e) => {
                 undo(&registry, &setup.made);
@@ -90,12 +90,12 @@ pub fn teardown(
 }
 
 /// Makes a slot of the lowest number that nobody has, and puts it into the reserve.
-fn make(registry: &Registry) -> Result<u32, Error> {
+fn make(registry: &Registry, ways: Ways) -> Result<u32, Error> {
     for index in 0..MAX_SLOTS {
         if !registry.claim(index)? {
             continue;
         }
-        match Slot::make(index, &[]).and_then(Slot::leave_ready) {
+        match Slot::make(index, &[], ways).and_then(Slot::leave_ready) {
             Ok(()) => {
                 registry.offer(index)?;
                 return Ok(index);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,9 +12,12 @@ use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::nft;
 use forkd_host::net::route::{self, Route};
 use forkd_host::net::tap;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use crate::address::{self, GATEWAY, GATEWAY_MAC, GUEST_PREFIX, HOST, TAP, UPLINK};
+use crate::address::{
+    self, GATEWAY, GATEWAY_MAC, GATEWAY6, GUEST_PREFIX, GUEST6, HOST, HOST6, TAP, UPLINK,
+};
+use crate::host::Ways;
 use crate::policy::Policy;
 use crate::rules;
 
@@ -98,6 +101,7 @@ pub struct Slot {
     tap: Option<OwnedFd>,
     names: Option<NameSockets>,
     generation: AtomicU32,
+    ways: Ways,
 }
 
 /// Where the guest asks for names: sockets in the slot's namespace.
@@ -109,11 +113,22 @@ pub struct NameSockets {
     pub tcp: TcpListener,
 }
 
-/// The settings of a slot's namespace. It forwards, and knows only version 4: a guest gets no address of version 6.
-const SETTINGS: [(&str, &str); 3] = [
-    ("net/ipv4/ip_forward", "1"),
+/// The settings of every slot's namespace.
+const SETTINGS: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
+/// Those of a slot without version 6.
+const WITHOUT_V6: [(&str, &str); 2] = [
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
+];
+/// Those of a slot with version 6. It takes no advice from routers, and does not wait for others to object to addresses
+/// that nobody else can have.
+const WITH_V6: [(&str, &str); 6] = [
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
 ];
 
 /// The generation of a slot's first rules. Zero is what connections bear that nobody permitted.
@@ -122,8 +137,8 @@ const FIRST: u32 = 1;
 impl Slot {
     /// Makes slot `index` with the default policy; nothing of this number may exist. What was made of it is removed
     /// again when a step fails.
-    pub fn make(index: u32, refused: &[Ipv4Net]) -> Result<Self, Error> {
-        let made = Self::build(index, refused);
+    pub fn make(index: u32, refused: &[IpNet], ways: Ways) -> Result<Self, Error> {
+        let made = Self::build(index, refused, ways);
         if made.as_ref().is_err_and(|e| !e.is_taken()) {
             // The error that led here is the one to tell; the sweep of the next start takes what is left.
             let _ = remove(index);
@@ -131,18 +146,18 @@ impl Slot {
         made
     }
 
-    fn build(index: u32, refused: &[Ipv4Net]) -> Result<Self, Error> {
+    fn build(index: u32, refused: &[IpNet], ways: Ways) -> Result<Self, Error> {
         let netns = Netns::create(&address::netns(index))?;
-        let rules = rules::slot(address::outer(index), &Policy::default(), refused, FIRST);
+        let rules = rules::slot(index, &Policy::default(), refused, FIRST);
         // Rules first: not for an instant does anything pass without them.
         let (route, tap) = netns.enter(|| {
-            settle(index)?;
+            settle(index, ways)?;
             let ruled = nft::apply(&rules);
             ruled.map_err(|source| Error::Rules { index, source })?;
             let route = Route::open().map_err(|source| Error::Route { index, source })?;
             Ok::<_, Error>((route, tap::open(TAP)?))
         })??;
-        connect(index, route, &netns).map_err(|source| Error::Route { index, source })?;
+        connect(index, route, &netns, ways).map_err(|source| Error::Route { index, source })?;
         let names = netns.enter(NameSockets::bind)?;
         let names = names.map_err(|source| Error::Names { index, source })?;
         Ok(Self {
@@ -151,6 +166,7 @@ impl Slot {
             tap: Some(tap),
             names: Some(names),
             generation: AtomicU32::new(FIRST),
+            ways,
         })
     }
 
@@ -164,12 +180,12 @@ impl Slot {
 
     /// Takes a slot that was left ready; `None` when it is gone. Its rules are made anew, and it must be unused: nobody
     /// has its device, and no guest ever sent anything.
-    pub fn take_ready(index: u32, refused: &[Ipv4Net]) -> Result<Option<Self>, Error> {
+    pub fn take_ready(index: u32, refused: &[IpNet], ways: Ways) -> Result<Option<Self>, Error> {
         let Some(netns) = Netns::open(&address::netns(index))? else {
             return Ok(None);
         };
-        let tap = netns.enter(|| match frames_received(TAP)? {
-            0 => Ok(tap::open(TAP)?),
+        let (tap, has) = netns.enter(|| match frames_received(TAP)? {
+            0 => Ok((tap::open(TAP)?, ways_here())),
             _ => Err(Error::Used { index }),
         })??;
         tap::keep(&tap, false).map_err(|source| Error::HandOver { index, source })?;
@@ -179,6 +195,9 @@ impl Slot {
             tap: Some(tap),
             names: None,
             generation: AtomicU32::new(FIRST),
+            ways: Ways {
+                v6: has.v6 && ways.v6,
+            },
         };
         slot.apply(&Policy::default(), refused)?;
         slot.bind_names()?;
@@ -196,12 +215,14 @@ impl Slot {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let generation = u32::try_from(since.as_secs() & 0x7fff_ffff).unwrap_or(FIRST);
+        let ways = netns.enter(ways_here)?;
         Ok(Some(Self {
             index,
             netns,
             tap: None,
             names: None,
             generation: AtomicU32::new(generation),
+            ways,
         }))
     }
 
@@ -216,6 +237,11 @@ impl Slot {
     /// Its number.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The ways out that its guest has.
+    pub fn ways(&self) -> Ways {
+        self.ways
     }
 
     /// The name of its namespace.
@@ -236,13 +262,13 @@ impl Slot {
 
     /// Puts a policy into force, in place of the one before, at once and as a whole. Connections that were allowed
     /// and are no more end.
-    pub fn apply(&self, policy: &Policy, refused: &[Ipv4Net]) -> Result<(), Error> {
+    pub fn apply(&self, policy: &Policy, refused: &[IpNet]) -> Result<(), Error> {
         let generation = self
             .generation
             .fetch_add(1, Ordering::Relaxed)
             .wrapping_add(1)
             .max(FIRST);
-        let rules = rules::slot(address::outer(self.index), policy, refused, generation);
+        let rules = rules::slot(self.index, policy, refused, generation);
         self.rule(&rules)
     }
 
@@ -320,12 +346,22 @@ pub fn user_of(index: u32, processes: &BTreeMap<u32, u32>) -> Result<Option<User
     }
 }
 
-fn settle(index: u32) -> Result<(), Error> {
-    for (setting, value) in SETTINGS {
+/// The ways out of the slot whose namespace this thread is in.
+fn ways_here() -> Ways {
+    let off = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    Ways {
+        v6: off.is_ok_and(|off| off.trim() == "0"),
+    }
+}
+
+fn settle(index: u32, ways: Ways) -> Result<(), Error> {
+    let of_v6: &[_] = if ways.v6 { &WITH_V6 } else { &WITHOUT_V6 };
+    for (setting, value) in SETTINGS.iter().chain(of_v6) {
         let written = fs::write(format!("/proc/sys/{setting}"), value);
         match written {
             // A kernel without version 6 has nothing to switch off.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && setting.contains("ipv6") => {}
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound && !ways.v6 && setting.contains("ipv6") => {}
             written => written.map_err(|source| Error::Setting {
                 index,
                 setting,
@@ -336,7 +372,7 @@ fn settle(index: u32) -> Result<(), Error> {
     Ok(())
 }
 
-fn connect(index: u32, mut inside: Route, netns: &Netns) -> Result<(), route::Error> {
+fn connect(index: u32, mut inside: Route, netns: &Netns, ways: Ways) -> Result<(), route::Error> {
     let (host, outer) = (IpAddr::V4(HOST), IpAddr::V4(address::outer(index)));
     let veth = address::veth(index);
     let mut outside = Route::open()?;
@@ -344,6 +380,9 @@ fn connect(index: u32, mut inside: Route, netns: &Netns) -> Result<(), route::Er
     outside.delete_link(&veth)?;
     outside.add_veth(&veth, UPLINK, netns)?;
     outside.add_address(&veth, host, 32)?;
+    if ways.v6 {
+        quiet(&veth);
+    }
     outside.set_up(&veth)?;
     outside.add_route((outer, 32), &veth, None)?;
 
@@ -355,7 +394,33 @@ fn connect(index: u32, mut inside: Route, netns: &Netns) -> Result<(), route::Er
     inside.set_up(UPLINK)?;
     inside.add_route((host, 32), UPLINK, None)?;
     let everywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    inside.add_route((everywhere, 0), UPLINK, Some(host))?;
+    if ways.v6 {
+        connect6(index, &mut inside, &mut outside)?;
+    }
+    Ok(())
+}
+
+/// Every address stands alone, so that nobody is looked for but the guest, the slot and the host.
+fn connect6(index: u32, inside: &mut Route, outside: &mut Route) -> Result<(), route::Error> {
+    let (host, outer) = (IpAddr::V6(HOST6), IpAddr::V6(address::outer6(index)));
+    let veth = address::veth(index);
+    outside.add_address(&veth, host, 128)?;
+    outside.add_route((outer, 128), &veth, None)?;
+    inside.add_address(TAP, IpAddr::V6(GATEWAY6), 128)?;
+    inside.add_route((IpAddr::V6(GUEST6), 128), TAP, None)?;
+    inside.add_address(UPLINK, outer, 128)?;
+    inside.add_route((host, 128), UPLINK, None)?;
+    let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     inside.add_route((everywhere, 0), UPLINK, Some(host))
+}
+
+/// Lets the host's end of a slot have its address at once, and take no advice there. What cannot be set costs a second
+/// until the address counts, and the rules let no advice through anyway.
+fn quiet(veth: &str) {
+    for setting in ["accept_dad", "accept_ra", "accept_redirects"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{veth}/{setting}"), "0");
+    }
 }
 
 /// Removes slot `index`, whatever there is of it.

@@ -147,7 +147,7 @@ pub(crate) fn rules_of_host(registry: &Registry) -> Result<bool, Error> {
         if !registry.claims()?.is_empty() {
             return Ok(false);
         }
-        nft::apply(&rules::no_host()).map_err(Error::Rules)?;
+        nft::apply(&rules::nothing()).map_err(Error::Rules)?;
         Ok(true)
     })?;
     removed.unwrap_or(Ok(false))

@@ -92,6 +92,20 @@ pub struct GuestNetwork {
     /// MAC address to take, lower case with colons.
     #[serde(default)]
     pub mac: Option<String>,
+    /// Address and gateway of version 6, where the slot has that. The guest of an agent that does
+    /// not know of it has version 4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<GuestNetwork6>,
+}
+
+/// The guest's end of its slot's network of version 6.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestNetwork6 {
+    /// Address with prefix length, such as `fd00::2/64`.
+    pub address: String,
+    /// Default gateway.
+    pub gateway: String,
 }
 
 /// The fork has become an individual; it is ready.

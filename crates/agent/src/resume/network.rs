@@ -1,13 +1,16 @@
 //! Gives the guest's network device the address of its fork.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use forkd_wire::agent::GuestNetwork;
+use forkd_wire::agent::{GuestNetwork, GuestNetwork6};
 
 use crate::sys;
 
 const CLASS: &str = "/sys/class/net";
+const SETTINGS6: &str = "/proc/sys/net/ipv6/conf";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// `ARPHRD_ETHER`, as `/sys` prints it.
 const ETHERNET: &str = "1";
@@ -34,8 +37,9 @@ pub(super) enum Error {
 
 /// Applies address, route and name servers to the first Ethernet device.
 pub(super) fn apply(network: &GuestNetwork) -> Result<(), Error> {
-    let (ip, prefix) = address(&network.address)?;
+    let (ip, prefix) = address::<Ipv4Addr>(&network.address, 32)?;
     let gateway: Ipv4Addr = parse("gateway", &network.gateway)?;
+    let v6 = network.v6.as_ref().map(V6::read).transpose()?;
     let mac = network.mac.as_deref().map(mac).transpose()?;
     let device = device().ok_or(Error::NoDevice)?;
     let failed = |what| {
@@ -53,7 +57,11 @@ pub(super) fn apply(network: &GuestNetwork) -> Result<(), Error> {
         sys::set_mac(&device, mac).map_err(failed("MAC address"))?;
     }
     sys::set_address(&device, ip, prefix).map_err(failed("address"))?;
+    let v6 = v6.filter(|_| quiet(&device));
     sys::set_link(&device, true).map_err(failed("link"))?;
+    if let Some(v6) = &v6 {
+        v6.apply(&device).map_err(failed("address of IPv6"))?;
+    }
     sys::add_default_route(gateway).map_err(failed("default route"))?;
     let mut text = String::new();
     for server in &network.dns {
@@ -68,14 +76,48 @@ pub(super) fn apply(network: &GuestNetwork) -> Result<(), Error> {
     std::fs::write(RESOLV_CONF, text).map_err(Error::Resolver)
 }
 
-fn parse<T: std::str::FromStr>(what: &'static str, value: &str) -> Result<T, Error> {
+/// What the guest is to have of IPv6. Switching the device off took what the parent had.
+struct V6 {
+    ip: Ipv6Addr,
+    prefix: u8,
+    gateway: Ipv6Addr,
+}
+
+impl V6 {
+    fn read(network: &GuestNetwork6) -> Result<Self, Error> {
+        let (ip, prefix) = address(&network.address, 128)?;
+        let gateway = parse("gateway", &network.gateway)?;
+        Ok(Self {
+            ip,
+            prefix,
+            gateway,
+        })
+    }
+
+    fn apply(&self, device: &str) -> io::Result<()> {
+        sys::add_address6(device, self.ip, self.prefix)?;
+        sys::add_default_route6(device, self.gateway)
+    }
+}
+
+/// Lets a device use its addresses of IPv6 at once, and not wait for routers' advice, which nobody gives. `false` where
+/// the guest's kernel has no IPv6: the guest then goes without.
+fn quiet(device: &str) -> bool {
+    let directory: PathBuf = Path::new(SETTINGS6).join(device);
+    let set = |name: &str, value: &str| std::fs::write(directory.join(name), value);
+    // Without them an address counts a second later, no more.
+    let _ = set("accept_dad", "0").and_then(|()| set("accept_ra", "0"));
+    set("disable_ipv6", "0").is_ok()
+}
+
+fn parse<T: FromStr>(what: &'static str, value: &str) -> Result<T, Error> {
     value.parse().map_err(|_| Error::Value {
         what,
         value: value.to_owned(),
     })
 }
 
-fn address(text: &str) -> Result<(Ipv4Addr, u8), Error> {
+fn address<T: FromStr>(text: &str, max: u8) -> Result<(T, u8), Error> {
     let wrong = || Error::Value {
         what: "address with prefix length",
         value: text.to_owned(),
@@ -84,7 +126,7 @@ fn address(text: &str) -> Result<(Ipv4Addr, u8), Error> {
     let prefix = prefix
         .parse()
         .ok()
-        .filter(|prefix| *prefix <= 32)
+        .filter(|prefix| *prefix <= max)
         .ok_or_else(wrong)?;
     Ok((ip.parse().map_err(|_| wrong())?, prefix))
 }
@@ -119,11 +161,20 @@ mod tests {
     #[test]
     fn values_are_checked() {
         assert_eq!(
-            address("10.42.0.2/24").unwrap(),
+            address::<Ipv4Addr>("10.42.0.2/24", 32).unwrap(),
             (Ipv4Addr::new(10, 42, 0, 2), 24)
         );
-        assert!(address("10.42.0.2").is_err());
-        assert!(address("10.42.0.2/33").is_err());
+        for wrong in ["10.42.0.2", "10.42.0.2/33", "fd00::2/24"] {
+            assert!(address::<Ipv4Addr>(wrong, 32).is_err(), "{wrong}");
+        }
+        let network = |address: &str, gateway: &str| GuestNetwork6 {
+            address: address.to_owned(),
+            gateway: gateway.to_owned(),
+        };
+        let v6 = V6::read(&network("fd00::2/64", "fd00::1")).unwrap();
+        assert_eq!((v6.prefix, v6.gateway), (64, "fd00::1".parse().unwrap()));
+        assert!(V6::read(&network("fd00::2/129", "fd00::1")).is_err());
+        assert!(V6::read(&network("fd00::2/64", "10.42.0.1")).is_err());
         assert_eq!(mac("06:00:0a:2a:00:02").unwrap(), [6, 0, 10, 42, 0, 2]);
         assert!(mac("06:00:0a:2a:00").is_err());
         assert!(mac("06:00:0a:2a:00:zz").is_err());

@@ -1,7 +1,7 @@
 //! The network of real guests: beyond the tap of each is a network namespace with an echo server.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
@@ -11,12 +11,13 @@ use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::route::Route;
 use forkd_host::net::tap;
 use forkd_sandbox::guest::{Client, ExecRequest};
-use forkd_wire::agent::{GuestNetwork, ResumeRequest};
+use forkd_wire::agent::{GuestNetwork, GuestNetwork6, ResumeRequest};
 
 use crate::guest::{boot_with, files, resume};
 use crate::world::PATIENCE;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 const PORT: u16 = 7;
 /// Keeps a connection busy, and writes down when it has ended.
 const TALK: &str = "exec 3<>/dev/tcp/10.42.0.1/7 && while echo ping >&3 && read -t 20 -u 3 line; \
@@ -37,22 +38,28 @@ impl Beyond {
             let mut route = Route::open().unwrap();
             let address = IpAddr::V4(GATEWAY);
             route.add_address("forkd-tap0", address, 24).unwrap();
+            let address = IpAddr::V6(GATEWAY6);
+            route.add_address("forkd-tap0", address, 64).unwrap();
             route.set_up("forkd-tap0").unwrap();
-            (tap, TcpListener::bind((GATEWAY, PORT)).unwrap())
+            let listeners = [IpAddr::V4(GATEWAY), IpAddr::V6(GATEWAY6)]
+                .map(|address| TcpListener::bind((address, PORT)).unwrap());
+            (tap, listeners)
         });
-        let (tap, listener) = made.unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || {
-                    let mut lines = BufReader::new(&stream).lines();
-                    while let Some(Ok(line)) = lines.next() {
-                        if writeln!(&stream, "{letter}: {line}").is_err() {
-                            break;
+        let (tap, listeners) = made.unwrap();
+        for listener in listeners {
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || {
+                        let mut lines = BufReader::new(&stream).lines();
+                        while let Some(Ok(line)) = lines.next() {
+                            if writeln!(&stream, "{letter}: {line}").is_err() {
+                                break;
+                            }
                         }
-                    }
-                });
-            }
-        });
+                    });
+                }
+            });
+        }
         Beyond { netns, tap }
     }
 
@@ -78,6 +85,10 @@ fn connected(index: u32) -> ResumeRequest {
             gateway: GATEWAY.to_string(),
             dns: vec![GATEWAY.to_string()],
             mac: Some("02:f0:4b:00:00:02".to_owned()),
+            v6: Some(GuestNetwork6 {
+                address: "fd00::2/64".to_owned(),
+                gateway: GATEWAY6.to_string(),
+            }),
         }),
         ..resume(index)
     }
@@ -104,8 +115,12 @@ async fn bash(client: &Client, line: &str) -> (i32, String) {
 }
 
 async fn echo(client: &Client, word: &str) -> (i32, String) {
+    echo_from(client, GATEWAY.into(), word).await
+}
+
+async fn echo_from(client: &Client, address: IpAddr, word: &str) -> (i32, String) {
     let line = format!(
-        "timeout 20 bash -c 'exec 3<>/dev/tcp/10.42.0.1/7 && echo {word} >&3 && head -n 1 <&3'"
+        "timeout 20 bash -c 'exec 3<>/dev/tcp/{address}/7 && echo {word} >&3 && head -n 1 <&3'"
     );
     bash(client, &line).await
 }
@@ -137,6 +152,12 @@ async fn forks_reach_what_is_beyond_their_own_taps_and_no_more() {
     spec.slot = Some(there.slot());
     let child = fork(&template, spec, &connected(1)).await;
     assert_eq!(echo(&child.client, "two").await, (0, "b: two".to_owned()));
+    for (client, expected) in [(&parent.client, "a: six"), (&child.client, "b: six")] {
+        assert_eq!(
+            echo_from(client, GATEWAY6.into(), "six").await,
+            (0, expected.to_owned())
+        );
+    }
     // The connection that the parent had open is none of the child's.
     let ended =
         "for i in $(seq 300); do [ -s /tmp/ended ] && break; sleep 0.1; done; cat /tmp/ended";
@@ -165,7 +186,25 @@ async fn forks_reach_what_is_beyond_their_own_taps_and_no_more() {
         (0, "a: four".to_owned())
     );
 
-    for vm in [&child.vm, &alone.vm] {
+    // A fork whose slot has version 4 alone keeps nothing of what its parent had.
+    child.vm.kill().await.unwrap();
+    let mut without = connected(3);
+    without.network = without.network.map(|network| GuestNetwork {
+        v6: None,
+        ..network
+    });
+    let mut spec = parent.fork_spec(3);
+    spec.slot = Some(there.slot());
+    let only4 = fork(&template, spec, &without).await;
+    assert_eq!(echo(&only4.client, "five").await, (0, "b: five".to_owned()));
+    let (_, left) = bash(
+        &only4.client,
+        "grep -h ^fd00 /proc/net/if_inet6 /proc/net/ipv6_route",
+    )
+    .await;
+    assert_eq!(left, "");
+
+    for vm in [&only4.vm, &alone.vm] {
         vm.kill().await.unwrap();
     }
     template.close().await.unwrap();

@@ -11,7 +11,7 @@ use forkd_slot::registry::{self, Registry};
 use forkd_slot::slot::Slot;
 use forkd_slot::{dns, host};
 use forkd_wire::error::ErrorCode;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tracing::warn;
 
 use super::{Isolation, PlaceRecord};
@@ -27,7 +27,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub(super) struct Networks {
     pub(super) pool: Pool,
     pub(super) upstream: Vec<SocketAddr>,
-    pub(super) refused: Vec<Ipv4Net>,
+    pub(super) refused: Vec<IpNet>,
     /// Whether this host can give networks; tried when the first is wanted.
     usable: OnceLock<Result<(), String>>,
 }

@@ -1,6 +1,6 @@
 //! Questions and answers, as far as a forwarder has to understand them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::RData;
@@ -53,16 +53,17 @@ impl Question {
         message.to_vec().unwrap_or_default()
     }
 
-    /// The addresses of version 4 in an answer to this question, and for how long they hold, seconds. An answer to
+    /// The addresses in an answer to this question, and for how long they hold, seconds. An answer to
     /// another question has none.
-    pub(super) fn addresses(&self, answer: &[u8]) -> (Vec<Ipv4Addr>, u32) {
+    pub(super) fn addresses(&self, answer: &[u8]) -> (Vec<IpAddr>, u32) {
         let message = match Message::from_vec(answer) {
             Ok(message) if message.queries.as_slice() == [self.query.clone()] => message,
             _ => return (vec![], 0),
         };
         let seconds = message.answers.iter().map(|record| record.ttl).min();
         let address = |data: &RData| match data {
-            RData::A(a) => Some(a.0),
+            RData::A(a) => Some(IpAddr::V4(a.0)),
+            RData::AAAA(a) => Some(IpAddr::V6(a.0)),
             _ => None,
         };
         let addresses = message

@@ -1,9 +1,10 @@
 //! Tests of the name server, against servers upstream on loopback.
 
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::*;
@@ -16,7 +17,7 @@ fn query(id: u16, name: &str) -> Vec<u8> {
 }
 
 /// Answers every question with an alias and these addresses.
-fn reply(query: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
+fn reply(query: &[u8], addresses: &[IpAddr]) -> Vec<u8> {
     let mut message = Message::from_vec(query).unwrap();
     message.metadata.message_type = MessageType::Response;
     let name = message.queries[0].name.clone();
@@ -27,13 +28,17 @@ fn reply(query: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
         RData::CNAME(CNAME(real.clone())),
     ));
     for address in addresses {
-        message.add_answer(Record::from_rdata(real.clone(), 30, RData::A(A(*address))));
+        let data = match address {
+            IpAddr::V4(address) => RData::A(A(*address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
+        };
+        message.add_answer(Record::from_rdata(real.clone(), 30, data));
     }
     message.to_vec().unwrap()
 }
 
 /// A server upstream, over both transports.
-async fn upstream(addresses: &'static [Ipv4Addr]) -> SocketAddr {
+async fn upstream(addresses: &'static [IpAddr]) -> SocketAddr {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = tcp.local_addr().unwrap();
     let udp = UdpSocket::bind(to).await.unwrap();
@@ -41,7 +46,7 @@ async fn upstream(addresses: &'static [Ipv4Addr]) -> SocketAddr {
         let mut buffer = [0; 512];
         while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
             // An answer that somebody guessed at comes first.
-            let mut forged = reply(&buffer[..length], &[Ipv4Addr::new(6, 6, 6, 6)]);
+            let mut forged = reply(&buffer[..length], &[IpAddr::V4(Ipv4Addr::new(6, 6, 6, 6))]);
             forged[0] ^= 1;
             udp.send_to(&forged, from).await.unwrap();
             udp.send_to(&reply(&buffer[..length], addresses), from)
@@ -68,7 +73,11 @@ struct World {
 }
 
 impl World {
-    async fn new(allow: &[&str], deny: &[&str], addresses: &'static [Ipv4Addr]) -> Self {
+    async fn new(allow: &[&str], deny: &[&str], addresses: &'static [IpAddr]) -> Self {
+        Self::with(Ways { v6: true }, allow, deny, addresses).await
+    }
+
+    async fn with(ways: Ways, allow: &[&str], deny: &[&str], addresses: &'static [IpAddr]) -> Self {
         let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let policy = Policy::new(Mode::Nat, rules(allow), rules(deny)).unwrap();
         let (enforced, broken) = (
@@ -88,7 +97,13 @@ impl World {
             .unwrap()
             .local_addr()
             .unwrap();
-        let names = Names::new(policy, &[], &[dead, upstream(addresses).await], enforce);
+        let names = Names::new(
+            ways,
+            policy,
+            &[],
+            &[dead, upstream(addresses).await],
+            enforce,
+        );
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let server = tcp.local_addr().unwrap();
         let udp = std::net::UdpSocket::bind(server).unwrap();
@@ -113,7 +128,7 @@ impl World {
     }
 }
 
-const PUBLIC: &[Ipv4Addr] = &[Ipv4Addr::new(93, 184, 215, 14)];
+const PUBLIC: &[IpAddr] = &[IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14))];
 
 #[tokio::test]
 async fn forwards_and_touches_no_rules_where_none_is_about_the_name() {
@@ -157,13 +172,37 @@ async fn only_the_list_is_looked_up_and_let_through_first() {
 
 #[tokio::test]
 async fn a_name_does_not_lead_into_private_networks() {
-    const INSIDE: &[Ipv4Addr] = &[
-        Ipv4Addr::new(10, 0, 0, 5),
-        Ipv4Addr::new(169, 254, 169, 254),
+    const INSIDE: &[IpAddr] = &[
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5)),
+        IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+        // Unique local; 10.0.0.5 mapped, by 6to4 and by NAT64.
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5)),
+        IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xa00, 5)),
+        IpAddr::V6(Ipv6Addr::new(0x2002, 0xa00, 5, 0, 0, 0, 0, 1)),
+        IpAddr::V6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0xa00, 5)),
     ];
     let world = World::new(&["rebound.example.com"], &[], INSIDE).await;
-    assert_eq!(world.ask("rebound.example.com.").await.answers.len(), 3);
+    assert_eq!(world.ask("rebound.example.com.").await.answers.len(), 7);
     assert_eq!(world.enforced(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn addresses_of_both_families_are_let_through_where_the_guest_has_both() {
+    const BOTH: &[IpAddr] = &[
+        IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14)),
+        IpAddr::V6(Ipv6Addr::new(0x2606, 0x2800, 0, 0, 0, 0, 0, 1)),
+    ];
+    for v6 in [true, false] {
+        let world = World::with(Ways { v6 }, &["example.com:443"], &["all"], BOTH).await;
+        assert_eq!(world.ask("example.com.").await.answers.len(), 3);
+        let enforced = world.enforced().concat();
+        assert!(enforced.contains("inet forkd allowed_ports { 93.184.215.14 . 443"));
+        assert_eq!(
+            enforced.contains("inet forkd allowed6_ports { 2606:2800::1 . 443 timeout 90s }"),
+            v6,
+            "{enforced}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -171,7 +210,7 @@ async fn a_denied_name_is_refused_and_its_addresses_too() {
     let world = World::new(&[], &["bad.example.com"], PUBLIC).await;
     let answer = world.ask("bad.example.com.").await;
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
-    assert!(world.enforced()[0].contains("ip forkd denied { 93.184.215.14 timeout 90s }"));
+    assert!(world.enforced()[0].contains("inet forkd denied { 93.184.215.14 timeout 90s }"));
     world.names.set_policy(Policy::default());
     assert_eq!(world.ask("bad.example.com.").await.answers.len(), 2);
 }

@@ -33,22 +33,54 @@ pub(crate) const PUBLIC: &str = "93.184.215.14";
 pub(crate) const OTHER: &str = "93.184.215.15";
 pub(crate) const METADATA: &str = "169.254.169.254";
 pub(crate) const PRIVATE: &str = "10.7.0.1";
+/// The same of version 6, and addresses that hold one of version 4 or are no address of a machine.
+pub(crate) const HOST6: &str = "2a00:5::1";
+pub(crate) const PUBLIC6: &str = "2606:2800:220:1::14";
+pub(crate) const OTHER6: &str = "2606:2800:220:1::15";
+pub(crate) const METADATA6: &str = "fd00:ec2::254";
+pub(crate) const PRIVATE6: &str = "fd12:3456::1";
+pub(crate) const NAT64: &str = "64:ff9b::a07:1";
+pub(crate) const SIX_TO_FOUR: &str = "2002:a07:1::1";
+pub(crate) const TEREDO: &str = "2001:0:a07:1::1";
+pub(crate) const DOCUMENTATION: &str = "2001:db8::1";
+const WORLD: [&str; 4] = [PUBLIC, OTHER, METADATA, PRIVATE];
+const WORLD6: [&str; 8] = [
+    PUBLIC6,
+    OTHER6,
+    METADATA6,
+    PRIVATE6,
+    NAT64,
+    SIX_TO_FOUR,
+    TEREDO,
+    DOCUMENTATION,
+];
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// Has addresses of version 6 count at once: nobody objects.
+fn at_once(netns: &Netns) {
+    let write = || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+    netns.enter(write).unwrap().unwrap();
+}
+
 impl World {
     pub(crate) fn new() -> World {
-        World::with(Arc::new(tempfile::tempdir().unwrap()))
+        World::with(Arc::new(tempfile::tempdir().unwrap()), true)
+    }
+
+    /// A host whose world has version 4 alone.
+    pub(crate) fn without_v6() -> World {
+        World::with(Arc::new(tempfile::tempdir().unwrap()), false)
     }
 
     /// Another node of the same host.
     pub(crate) fn beside(other: &World) -> World {
-        World::with(Arc::clone(&other.slots))
+        World::with(Arc::clone(&other.slots), true)
     }
 
-    fn with(slots: Arc<TempDir>) -> World {
+    fn with(slots: Arc<TempDir>, v6: bool) -> World {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "forkd-test-{}-{}",
@@ -60,6 +92,9 @@ impl World {
                 .expect("these tests need root and network namespaces")
         };
         let (host, world) = (make("host"), make("world"));
+        for netns in [&host, &world] {
+            at_once(netns);
+        }
         let mut here = host.enter(Route::open).unwrap().unwrap();
         let mut there = world.enter(Route::open).unwrap().unwrap();
         here.add_veth("uplink0", "eth0", &world).unwrap();
@@ -72,8 +107,17 @@ impl World {
         here.add_route(everything, "uplink0", Some(ip("192.88.99.2")))
             .unwrap();
         there.add_address("eth0", ip("192.88.99.2"), 24).unwrap();
-        for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
+        for address in WORLD {
             there.add_address("eth0", ip(address), 32).unwrap();
+        }
+        if v6 {
+            here.add_address("uplink0", ip(HOST6), 64).unwrap();
+            there.add_address("eth0", ip("2a00:5::2"), 64).unwrap();
+            for address in WORLD6 {
+                there.add_address("eth0", ip(address), 128).unwrap();
+            }
+            here.add_route((ip("::"), 0), "uplink0", Some(ip("2a00:5::2")))
+                .unwrap();
         }
         host.enter(forkd_slot::host::prepare).unwrap().unwrap();
         let node = tempfile::tempdir().unwrap();
@@ -161,6 +205,7 @@ impl Guest {
     pub(crate) fn on(slot: &forkd_slot::slot::Slot) -> Guest {
         let name = format!("forkd-test-guest-{}-{}", std::process::id(), slot.index());
         let netns = Netns::create(&name).unwrap();
+        at_once(&netns);
         let card = netns
             .enter(|| forkd_host::net::tap::open("eth0"))
             .unwrap()
@@ -179,6 +224,15 @@ impl Guest {
                 Some(forkd_slot::address::GATEWAY.into()),
             )
             .unwrap();
+        if slot.ways().v6 {
+            use forkd_slot::address::{GATEWAY6, GUEST_PREFIX6, GUEST6};
+            route
+                .add_address("eth0", GUEST6.into(), GUEST_PREFIX6)
+                .unwrap();
+            route
+                .add_route((ip("::"), 0), "eth0", Some(GATEWAY6.into()))
+                .unwrap();
+        }
         let tap = std::fs::File::from(slot.tap().unwrap());
         let card = std::fs::File::from(card);
         for (mut from, mut to) in [
@@ -211,6 +265,10 @@ impl Guest {
     pub(crate) fn reaches(&self, address: &str, port: u16) -> bool {
         self.connect(address, port)
             .is_some_and(|mut stream| echoes(&mut stream))
+    }
+
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.netns
     }
 
     pub(crate) fn udp(&self) -> UdpSocket {
