@@ -14,6 +14,9 @@ const PUBLIC: &str = "93.184.215.14";
 const OTHER: &str = "93.184.215.15";
 const METADATA: &str = "169.254.169.254";
 const PRIVATE: &str = "10.7.0.1";
+const HOST6: &str = "2a00:5::1";
+const PUBLIC6: &str = "2606:2800:220:1::14";
+const PRIVATE6: &str = "fd12:3456::1";
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -30,6 +33,11 @@ impl Nets {
         let make =
             |what: &str| Netns::create(&format!("fkt-{}-{what}", std::process::id())).unwrap();
         let (host, world) = (make("host"), make("world"));
+        for netns in [&host, &world] {
+            // Addresses of version 6 count at once: nobody objects.
+            let write = || std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+            netns.enter(write).unwrap().unwrap();
+        }
         let mut here = host.enter(Route::open).unwrap().unwrap();
         let mut there = world.enter(Route::open).unwrap().unwrap();
         here.add_veth("uplink0", "eth0", &world).unwrap();
@@ -43,6 +51,14 @@ impl Nets {
         there.add_address("eth0", ip("192.88.99.2"), 24).unwrap();
         for address in [PUBLIC, OTHER, METADATA, PRIVATE] {
             there.add_address("eth0", ip(address), 32).unwrap();
+            echo(&world, (ip(address), 80).into());
+        }
+        here.add_address("uplink0", ip(HOST6), 64).unwrap();
+        there.add_address("eth0", ip("2a00:5::2"), 64).unwrap();
+        here.add_route((ip("::"), 0), "uplink0", Some(ip("2a00:5::2")))
+            .unwrap();
+        for address in [PUBLIC6, PRIVATE6] {
+            there.add_address("eth0", ip(address), 128).unwrap();
             echo(&world, (ip(address), 80).into());
         }
         let nets = Nets { host, world };
@@ -171,11 +187,14 @@ fn a_day_on_the_network(world: &World) {
         HOST,
         "10.43.0.1",
         next_door.as_str(),
+        PUBLIC6,
+        PRIVATE6,
+        HOST6,
         "some.example.com",
     ];
     assert_eq!(
         reached(world, &daemon, one, &everything),
-        [PUBLIC, OTHER, "some.example.com"],
+        [PUBLIC, OTHER, PUBLIC6, "some.example.com"],
         "with the default"
     );
 
@@ -191,6 +210,8 @@ fn a_day_on_the_network(world: &World) {
                 "*.example.com:80",
                 "--allow",
                 PRIVATE,
+                "--allow",
+                PRIVATE6,
             ],
         )
         .ok();
@@ -199,9 +220,16 @@ fn a_day_on_the_network(world: &World) {
             world,
             &daemon,
             one,
-            &[PUBLIC, PRIVATE, METADATA, "other.example.net"]
+            &[
+                PUBLIC,
+                PRIVATE,
+                METADATA,
+                PUBLIC6,
+                PRIVATE6,
+                "other.example.net"
+            ]
         ),
-        [PRIVATE],
+        [PRIVATE, PRIVATE6],
         "with a list"
     );
     assert_eq!(
@@ -230,13 +258,13 @@ fn a_day_on_the_network(world: &World) {
     let shown = daemon.run(world, ["network", one]).ok();
     assert!(shown.contains("deny all"), "{shown}");
     assert_eq!(
-        reached(world, &daemon, one, &[PUBLIC, PRIVATE]),
-        [PRIVATE],
+        reached(world, &daemon, one, &[PUBLIC, PRIVATE, PUBLIC6, PRIVATE6]),
+        [PRIVATE, PRIVATE6],
         "after a restart"
     );
     assert_eq!(
-        reached(world, &daemon, two, &[PUBLIC]),
-        [PUBLIC],
+        reached(world, &daemon, two, &[PUBLIC, PUBLIC6]),
+        [PUBLIC, PUBLIC6],
         "after a restart"
     );
 
@@ -245,8 +273,8 @@ fn a_day_on_the_network(world: &World) {
     let tag = daemon.run(world, ["branch", two]).ok();
     let branched = daemon.fork(world, tag.trim(), 1);
     assert_eq!(
-        reached(world, &daemon, &branched[0], &[PUBLIC]),
-        [PUBLIC],
+        reached(world, &daemon, &branched[0], &[PUBLIC, PUBLIC6]),
+        [PUBLIC, PUBLIC6],
         "in a branch"
     );
     let talk = "inherited.settimeout(6); inherited.sendall(b'x'); inherited.recv(1)";
