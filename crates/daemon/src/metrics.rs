@@ -1,10 +1,9 @@
 //! What the daemon counts and measures, in Prometheus' text format.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
+use forkd_sandbox::Room;
 use forkd_sandbox::view::{ForkOutcome, SandboxView, SnapshotStages, SnapshotStatus, SnapshotView};
-use forkd_sandbox::{Resource, Room};
 use forkd_wire::error::ErrorCode;
 use prometheus::core::Collector;
 use prometheus::{
@@ -13,6 +12,10 @@ use prometheus::{
 };
 
 use crate::convert;
+
+mod room;
+
+use room::RoomMetrics;
 
 /// From half a millisecond, a fork's best, to two minutes, its deadline.
 const SECONDS: [f64; 17] = [
@@ -37,13 +40,7 @@ pub(crate) struct Metrics {
     forks: IntCounterVec,
     snapshot_seconds: HistogramVec,
     branch_pause_seconds: HistogramVec,
-    vcpus: IntGauge,
-    memory_available_bytes: IntGauge,
-    disk_available_bytes: IntGauge,
-    bounds: IntGaugeVec,
-    refusals: IntCounterVec,
-    /// Held while counters catch up with the node's own.
-    catching_up: Mutex<()>,
+    room: RoomMetrics,
     pub(crate) connections: IntGauge,
     pub(crate) connections_refused: IntCounter,
     pub(crate) audit_failures: IntCounter,
@@ -134,26 +131,7 @@ impl Metrics {
                 "How long guests stood still while being branched.",
                 &[],
             ),
-            vcpus: make.gauge("forkd_vcpus", "Virtual CPUs of sandboxes that have not ended."),
-            memory_available_bytes: make.gauge(
-                "forkd_memory_available_bytes",
-                "Memory that can be used, of the host and of the daemon's control group.",
-            ),
-            disk_available_bytes: make.gauge(
-                "forkd_disk_available_bytes",
-                "Disk that can be used where snapshots are.",
-            ),
-            bounds: make.gauges(
-                "forkd_admission_bound",
-                "What admission allows at most of sandboxes and vcpus, or leaves free of memory and disk, in bytes.",
-                &["resource"],
-            ),
-            refusals: make.counters(
-                "forkd_admission_refused_total",
-                "Requests refused for want of room, by what was short.",
-                &["resource"],
-            ),
-            catching_up: Mutex::new(()),
+            room: RoomMetrics::new(&make),
             connections: make.gauge("forkd_connections", "Open connections."),
             connections_refused: make.counter(
                 "forkd_connections_refused_total",
@@ -227,30 +205,6 @@ impl Metrics {
         }
     }
 
-    /// How much room there is, and was not.
-    fn room(&self, room: &Room) {
-        let bytes = |mib: u64| int(mib.saturating_mul(1024 * 1024));
-        self.vcpus.set(int(room.vcpus));
-        self.memory_available_bytes
-            .set(bytes(room.memory_available_mib.unwrap_or(0)));
-        self.disk_available_bytes
-            .set(bytes(room.disk_available_mib.unwrap_or(0)));
-        let _one = self.catching_up.lock();
-        for (resource, refused) in Resource::ALL.into_iter().zip(room.refused) {
-            let bound = match resource {
-                Resource::Sandboxes => Some(room.bounds.sandboxes_max.into()),
-                Resource::Vcpus => room.vcpus_max.map(int),
-                Resource::Disk => Some(bytes(room.bounds.disk_reserve_mib)),
-                Resource::Memory => Some(bytes(room.bounds.memory_reserve_mib)),
-            };
-            if let Some(bound) = bound {
-                self.bounds.with_label_values(&[resource.name()]).set(bound);
-            }
-            let counter = self.refusals.with_label_values(&[resource.name()]);
-            counter.inc_by(refused.saturating_sub(counter.get()));
-        }
-    }
-
     /// Everything, with the gauges of the moment.
     pub(crate) fn render(
         &self,
@@ -258,7 +212,7 @@ impl Metrics {
         snapshots: &[SnapshotView],
         room: &Room,
     ) -> String {
-        self.room(room);
+        self.room.set(room);
         use forkd_sandbox::view::SandboxStatus as S;
         let mut active = 0;
         for state in [S::Starting, S::Running, S::Paused, S::Stopping, S::Ended] {
