@@ -25,6 +25,12 @@ measure() {
     echo "figure $1 save_ms $(number save_ms < /out/snapshot-$1.json)"
     forkd bench --tag base --n 5 --json > /out/bench-$1.json || return 1
     FORKD_URL= forkd bench --tag base --n 5 | sed "s/^/figure $1 /"
+    for round in 1 2 3; do
+        forkd fork --tag base -n 10 --json > /out/ten-$1-$round.json || return 1
+        # The figures of all ten stand after those of each.
+        echo "figure $1 fork_of_ten" $(grep -E '"(template|forked|ready)_ms"' /out/ten-$1-$round.json | tail -3)
+        forkd kill --all > /dev/null
+    done
     id=$(forkd fork --tag base -n 1) || return 1
     forkd exec "$id" -- sh -c 'dd if=/dev/urandom of=/tmp/dirty bs=1M count=8 2>/dev/null'
     for try in 1 2 3; do

@@ -23,7 +23,7 @@ check() {
 }
 
 serve() {
-    forkd serve > "/out/$1.log" 2>&1 &
+    forkd serve --require-isolation > "/out/$1.log" 2>&1 &
     daemon=$!
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
         timeout 5 forkd ls > /dev/null 2>&1 && return 0
@@ -47,12 +47,56 @@ nothing_left() {
 }
 
 quickstart() {
-    [ "$length" = short ] && n=3 || n=10
+    # The one CPU here has to bring all of them to their first answer within the 5 s that each is given.
+    [ "$length" = short ] && n=3 || n=5
     FORKD_URL=none timeout 240 forkd quickstart --engine kvm -n $n && nothing_left
 }
 
-# auto takes the built-in monitor here.
-chooses_kvm() { FORKD_URL=none forkd doctor --engine auto | grep -q '✓ vmm'; }
+# auto takes the built-in monitor here, and nothing is missing that keeps sandboxes apart.
+doctor() {
+    FORKD_URL=none forkd doctor --engine auto > /out/doctor.log
+    code=$?
+    for part in vmm kvm "cgroup v2" tun nft; do
+        grep -q "✓ $part" /out/doctor.log || { echo "doctor is not content with $part"; code=1; }
+    done
+    [ "$code" = 0 ] || cat /out/doctor.log
+    return "$code"
+}
+
+# Machines of QEMU with hardware virtualisation, and what they see from inside their jail.
+confined_qemu() {
+    {
+        FORKD_URL=none FORKD_DATA_DIR=/var/lib/forkd-qemu FORKD_IMAGE_ROOT=$data/images \
+            timeout 300 forkd quickstart --engine qemu -n 2
+        echo $? > /tmp/code
+    } &
+    job=$!
+    : > /tmp/seen
+    while kill -0 $job 2> /dev/null; do
+        for pid in $(pidof qemu-system-x86_64); do look_into_jail "$pid" >> /tmp/seen; done
+        sleep 1
+    done
+    wait $job
+    [ "$(cat /tmp/code)" = 0 ] || return 1
+    sort /tmp/seen | uniq -c
+    # Of some process all was seen, and of none anything bad.
+    grep -q '^confined: with /dev/kvm' /tmp/seen && ! grep -q '^open' /tmp/seen && nothing_left
+}
+
+# Says what holds one machine's process; nothing when it is not yet, or no longer, what it will be.
+look_into_jail() {
+    tr '\0' ' ' < "/proc/$1/cmdline" 2> /dev/null | grep -q -- '-accel kvm' || return
+    user=$(stat -c %u "/proc/$1") && root=$(ls "/proc/$1/root/") || return
+    caps=$(sed -n 's/^CapEff:\t//p' "/proc/$1/status")
+    filter=$(sed -n 's/^Seccomp:\t//p' "/proc/$1/status")
+    [ -n "$root" ] && [ -n "$filter" ] || return
+    if [ "$user" -lt 1879048192 ] || [ "$caps" != 0000000000000000 ] || [ "$filter" != 2 ] \
+        || [ -e "/proc/$1/root/var/lib/forkd-qemu" ] || [ -e "/proc/$1/root/bin/sh" ]; then
+        echo "open: user $user, capabilities $caps, filter $filter, root" $root
+    elif [ -c "/proc/$1/root/dev/kvm" ]; then
+        echo "confined: with /dev/kvm"
+    fi
+}
 
 first= second= third= again= daemon=
 
@@ -152,4 +196,91 @@ limits() {
     [ "$(echo $left)" = "0 0" ] || { echo "left: $left"; ls /run/netns; find /sys/fs/cgroup/forkd -type d; return 1; }
 }
 
-for name in quickstart chooses_kvm branches recovers networks limits; do check $name; done
+ms() { awk '{ printf "%d", $1 * 1000 }' /proc/uptime; }
+
+# The longest of three answers of a sandbox, in milliseconds.
+slowest() {
+    worst=0
+    for try in 1 2 3; do
+        from=$(ms)
+        timeout 60 forkd exec "$1" -- true || return 1
+        took=$(($(ms) - from))
+        [ $took -gt $worst ] && worst=$took
+    done
+    echo $worst
+}
+
+# What the guest does.
+attack() {
+    case $1 in
+    hog) echo 'python3 -c "x = bytearray(400 << 20); import time; time.sleep(30)"' ;;
+    bomb) echo 'b() { b | b & b; }; b' ;;
+    burn) echo 'while :; do :; done' ;;
+    fill) echo 'while :; do dd if=/dev/zero of=/tmp/fill bs=1M count=2000; done' ;;
+    esac
+}
+
+used_us() { sed -n 's/^usage_usec //p' "$1/cpu.stat"; }
+number_of() { sed -n "s/^$2 //p" "$1"; }
+# As long as files are, not as full: on the node's tmpfs, reading a hole of a snapshot fills it.
+disk_kib() { du -sk --apparent-size --exclude=images $data | cut -f1; }
+
+# held KIND GROUP SANDBOX: whether the host has contained it.
+held() {
+    case $1 in
+    hog)
+        for try in 1 2 3 4 5 6 7 8 9 10; do
+            timeout 60 forkd exec "$3" -- true 2>&1 | grep -q oom && return 0
+            sleep 2
+        done
+        return 1 ;;
+    bomb) [ "$(cat "$2/pids.current")" -le 64 ] ;;
+    burn)
+        used=$(used_us "$2")
+        from=$(ms)
+        sleep 4
+        share=$(($(used_us "$2") - used))
+        share=$((share / ($(ms) - from)))
+        echo "burn uses $share thousandths of a processor, limited to 300"
+        [ "$share" -le 400 ] && [ "$(number_of "$2/cpu.stat" nr_throttled)" -gt 0 ] ;;
+    fill)
+        # Its disk is the guest's memory: the host's grows by nothing but records.
+        grown=$(($(disk_kib) - kib))
+        echo "fill added $grown KiB to the disk; $(cat "$2/memory.current" 2> /dev/null || echo ended) bytes of memory"
+        [ "$grown" -le 16384 ] && { [ ! -d "$2" ] || [ "$(cat "$2/memory.current")" -le $((400 << 20)) ]; } ;;
+    esac
+}
+
+# Sandboxes that take memory, processes, processor time or room without end: each is held to its own share,
+# and a neighbour answers all the while.
+contained() {
+    serve serve4 || return 1
+    first=$(run fork --tag quickstart -n 1) || return 1
+    calm=$(slowest "$first") || return 1
+    kib=$(disk_kib)
+    for kind in hog bomb burn fill; do
+        case $kind in
+        hog) limit='--memory-limit-mib 64' ;;
+        fill) limit='--memory-limit-mib 400' ;;
+        *) limit='--cpu-limit-milli 300' ;;
+        esac
+        second=$(run fork --tag quickstart -n 1 $limit) || return 1
+        group=$(find /sys/fs/cgroup/forkd -type d -name "*$second*")
+        timeout 60 forkd exec "$second" --no-stdin -- sh -c "$(attack $kind)" > /dev/null 2>&1 &
+        attacker=$!
+        sleep 3
+        worst=$(slowest "$first") || { echo "no answer beside $kind"; return 1; }
+        echo "figure exec_beside_${kind}_ms $worst alone $calm"
+        [ "$worst" -le $((calm * 10 + 2000)) ] || { echo "an answer took $worst ms beside $kind"; return 1; }
+        held $kind "$group" "$second" || { echo "$kind is not held"; return 1; }
+        run kill "$second" 2> /dev/null
+        wait $attacker
+    done
+    run kill --all || return 1
+    kill "$daemon" && wait "$daemon"
+    nothing_left
+}
+
+checks="quickstart doctor branches recovers networks limits"
+[ "$length" = short ] || checks="$checks contained confined_qemu"
+for name in $checks; do check $name; done
