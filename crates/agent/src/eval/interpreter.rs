@@ -34,8 +34,9 @@ const MAX_ANSWER: usize = 16 << 20;
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long an interrupted evaluation may take to give up.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
-/// How long an interpreter may take to reseed. One that is deep in native code cannot.
-const RESEED_LIMIT: Duration = Duration::from_secs(5);
+/// How long an interpreter may take to reseed. One that is deep in native code cannot, and one of many guests that were
+/// forked at once waits for its turn on the host's processors. Below the time that the host gives a fork to be ready.
+const RESEED_LIMIT: Duration = Duration::from_secs(60);
 
 /// How an evaluation came out.
 #[derive(Debug)]
@@ -337,7 +338,7 @@ impl Reseeder {
             })) => Err(unable(error)),
             Ok(Err(error)) => Err(unable(error.to_string())),
             Err(_) => Err(unable(format!(
-                "it is busy in native code for more than {} s",
+                "it has not answered for {} s: it is busy in native code, or the host is overloaded",
                 RESEED_LIMIT.as_secs()
             ))),
         }
