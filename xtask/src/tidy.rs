@@ -91,6 +91,12 @@ pub(crate) fn check_text(path: &str, text: &str, local_paths: &[String]) -> Vec<
     // Spelled so that this file passes.
     let markers = [concat!("TO", "DO"), concat!("FIX", "ME")];
     for (line, content) in numbered(text) {
+        if ["<<<<<<< ", ">>>>>>> "]
+            .iter()
+            .any(|edge| content.starts_with(edge))
+        {
+            findings.push(finding(path, line, "two versions stand here; choose one"));
+        }
         for marker in markers {
             if words(content).any(|word| word == marker) {
                 findings.push(finding(path, line, format!("{marker}: do it or leave it")));

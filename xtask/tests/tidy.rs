@@ -153,11 +153,11 @@ fn texts_with_markers_and_local_paths_are_found() {
     let text = concat!(
         "a TO",
         "DO here\nFIX",
-        "MELESS\nsee /x/y/z\nin /x/yes, in a/x/y\n"
+        "MELESS\nsee /x/y/z\nin /x/yes, in a/x/y\n<<<<<<< ours\n"
     );
     let found = messages(check_text("f", text, &["/x/y".to_owned()]));
     let lines: Vec<usize> = found.iter().map(|finding| finding.0).collect();
-    assert_eq!(lines, [1, 3]);
+    assert_eq!(lines, [1, 3, 5]);
 }
 
 #[test]
