@@ -24,11 +24,11 @@ impl Images {
         match (&request.image, &request.kernel, &request.rootfs) {
             (Some(name), None, None) => self.by_name(name.clone()).await,
             (None, Some(kernel), Some(rootfs)) => {
-                let initramfs = request.initramfs.as_deref().ok_or_else(|| {
-                    ApiError::invalid("kernel and rootfs are given, but no initramfs")
-                        .remedy("name an initramfs, or build an image with `forkd image build` and name it in `image`")
-                })?;
-                by_path(kernel, initramfs, rootfs).await
+                let initramfs = match &request.initramfs {
+                    Some(named) => named.clone(),
+                    None => self.initramfs_of(kernel).await?,
+                };
+                by_path(kernel, &initramfs, rootfs).await
             }
             (Some(_), _, _) => Err(ApiError::invalid(
                 "give either image, or kernel, initramfs and rootfs, not both",
@@ -37,6 +37,28 @@ impl Images {
                 "name an image in `image`, or the paths `kernel`, `initramfs` and `rootfs`",
             )),
         }
+    }
+
+    /// The initial root of the newest image that boots the same kernel: it holds the modules that fit, and the agent.
+    async fn initramfs_of(&self, kernel: &Path) -> Result<PathBuf, ApiError> {
+        let (root, wanted) = (self.root.clone(), kernel.to_owned());
+        let found = tokio::task::spawn_blocking(move || {
+            let images = forkd_image::Store::open(&root).and_then(|store| store.list());
+            let images = images.unwrap_or_default().into_iter();
+            let with_it = images.filter(|image| same_content(&image.kernel, &wanted));
+            with_it.max_by_key(|image| image.created_at)
+        });
+        let found = found.await.map_err(|failure| broke_off(&failure))?;
+        found.map(|image| image.initramfs).ok_or_else(|| {
+            ApiError::invalid(format!(
+                "kernel and rootfs are given, but no initramfs, and no image of this node boots the kernel {}",
+                kernel.display()
+            ))
+            .remedy(
+                "name an initramfs with forkd's agent in it; or build an image with `forkd image build`, and name \
+                 it in `image` or its kernel in `kernel`",
+            )
+        })
     }
 
     async fn by_name(&self, name: String) -> Result<ImageFiles, ApiError> {
@@ -61,6 +83,19 @@ impl Images {
             rootfs: image.rootfs,
         })
     }
+}
+
+/// Whether two files hold the same; one that cannot be read is like no other.
+fn same_content(one: &Path, other: &Path) -> bool {
+    let size = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.len());
+    let hash = |path: &Path| {
+        let mut hasher = blake3::Hasher::new();
+        let file = std::fs::File::open(path).ok()?;
+        hasher.update_reader(file).ok()?;
+        Some(hasher.finalize())
+    };
+    let same_size = size(one).is_some_and(|bytes| size(other) == Some(bytes));
+    same_size && hash(one).is_some_and(|found| hash(other) == Some(found))
 }
 
 /// Of what the files hold: the same names may hold something else tomorrow.

@@ -167,3 +167,43 @@ async fn a_compacted_snapshot_stands_alone() {
     assert_eq!(same.refusal(400), "invalid_argument");
     world.close().await;
 }
+
+/// Puts an image of this kernel into the store, as `forkd image build` leaves it.
+fn store_image(store: &std::path::Path, kernel: &str) {
+    let digest = |letter: char| letter.to_string().repeat(64);
+    for (part, letter, file, content) in [
+        ("kernel", 'a', "vmlinuz", kernel),
+        ("initramfs", 'b', "initramfs.cpio", "agent"),
+        ("rootfs", 'c', "rootfs.erofs", "root"),
+    ] {
+        let blob = store.join(format!("blobs/{part}-{}", digest(letter)));
+        std::fs::create_dir_all(&blob).unwrap();
+        std::fs::write(blob.join(file), content).unwrap();
+        let entry = json!({"size_bytes": content.len(), "blake3": blake3::hash(content.as_bytes()).to_string()});
+        let manifest = json!({"files": {file: entry}});
+        std::fs::write(blob.join("blob.json"), manifest.to_string()).unwrap();
+    }
+    let record = json!({"schema_version": 1, "name": "stored", "digest": digest('d'), "kernel": digest('a'),
+        "initramfs": digest('b'), "rootfs": digest('c'), "kernel_version": "6.1", "kernel_origin": "test",
+        "source": "test", "created_at": 1});
+    let dir = store.join("images/stored");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("image.json"), record.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn a_kernel_of_an_image_brings_its_initramfs() {
+    let world = World::new().await;
+    let mut body = world.snapshot_body("older-client");
+    body["initramfs"] = Value::Null;
+    let refused = world.post("/v1/snapshots", body.clone()).await;
+    assert_eq!(refused.refusal(400), "invalid_argument");
+    // The world's own kernel has its name for content.
+    store_image(&world.paths.images, "another");
+    let refused = world.post("/v1/snapshots", body.clone()).await;
+    assert_eq!(refused.refusal(400), "invalid_argument");
+    store_image(&world.paths.images, "kernel");
+    world.post("/v1/snapshots", body).await.expect(201);
+    world.fork("older-client", 1).await;
+    world.close().await;
+}

@@ -20,7 +20,8 @@ pub struct CreateSnapshot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub kernel: Option<PathBuf>,
-    /// Path of an initial RAM file system on the node, with the agent as `/init`.
+    /// Path of an initial RAM file system on the node, with the agent as `/init`. Without it that of an image on the
+    /// node with the same kernel is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub initramfs: Option<PathBuf>,
