@@ -25,6 +25,10 @@ mod tests;
 const PAUSE: Duration = Duration::from_secs(1);
 /// The same, when nobody waits.
 const IDLE_PAUSE: Duration = Duration::from_secs(30);
+/// How long after a slot was taken the next one may be expected: until then nothing is done that can wait.
+const QUIET: Duration = Duration::from_millis(100);
+/// For how long at most work is put off while slots are being taken.
+const BURST_MAX: Duration = Duration::from_secs(1);
 /// RTNL, the kernel's one lock over all links, lets no more than this pay off.
 const THREADS: usize = 2;
 
@@ -119,8 +123,16 @@ struct State {
     next: u32,
     /// Callers that wait for a slot.
     waiting: u32,
+    burst: Option<Burst>,
     failed: Option<(Instant, String)>,
     closed: bool,
+}
+
+/// Slots that were taken one soon after the other.
+#[derive(Debug, Clone, Copy)]
+struct Burst {
+    first: Instant,
+    last: Instant,
 }
 
 enum Task {
@@ -181,6 +193,7 @@ impl Pool {
             }
             if let Some(slot) = state.ready.pop_front() {
                 state.leased.insert(slot.index());
+                state.taken(Instant::now());
                 break Ok(slot);
             }
             if state.leased.len() >= shared.config.max as usize {
@@ -373,10 +386,12 @@ impl Shared {
             if state.closed {
                 return None;
             }
-            if let Some(task) = state.decide(&self.config, Instant::now()) {
+            let now = Instant::now();
+            if let Some(task) = state.decide(&self.config, now) {
                 return Some(task);
             }
-            state = match self.changed.wait_timeout(state, PAUSE) {
+            let pause = if state.in_burst(now) { QUIET } else { PAUSE };
+            state = match self.changed.wait_timeout(state, pause) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
@@ -387,6 +402,10 @@ impl Shared {
 impl State {
     /// What to do next. Making comes first: somebody may wait for it.
     fn decide(&mut self, config: &Config, now: Instant) -> Option<Task> {
+        let needed = self.waiting as usize > self.ready.len() + self.making.len();
+        if !needed && self.in_burst(now) {
+            return None;
+        }
         let pause = if self.waiting > 0 { PAUSE } else { IDLE_PAUSE };
         let paused = self
             .failed
@@ -403,6 +422,23 @@ impl State {
         let index = self.removing.pop_front()?;
         self.being_removed.insert(index);
         Some(Task::Remove(index))
+    }
+
+    /// A slot was taken.
+    fn taken(&mut self, now: Instant) {
+        let first = match self.burst {
+            Some(burst) if now.duration_since(burst.last) < QUIET => burst.first,
+            _ => now,
+        };
+        self.burst = Some(Burst { first, last: now });
+    }
+
+    /// Whether forks are being started right now: what is made or removed meanwhile takes processors, and the kernel's
+    /// lock over links, from those very forks. Forks that come for long do not put it off for ever.
+    fn in_burst(&self, now: Instant) -> bool {
+        self.burst.is_some_and(|burst| {
+            now.duration_since(burst.last) < QUIET && now.duration_since(burst.first) < BURST_MAX
+        })
     }
 
     /// The next number that nobody has. There is one: fewer than [`MAX_SLOTS`] are taken.

@@ -72,3 +72,30 @@ fn a_failure_is_followed_by_a_pause_but_removing_goes_on() {
     state.making.clear();
     assert!(made(state.decide(&config, now + IDLE_PAUSE)).is_some());
 }
+
+#[test]
+fn work_waits_while_slots_are_being_taken_but_not_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, begin) = (config(dir.path(), 2, 4), Instant::now());
+    let mut state = State {
+        removing: [3].into(),
+        ..State::default()
+    };
+    state.taken(begin);
+    assert!(state.decide(&config, begin).is_none());
+    state.waiting = 1;
+    assert!(made(state.decide(&config, begin)).is_some(), "needed now");
+    state.waiting = 0;
+    assert!(state.decide(&config, begin).is_none());
+    assert!(state.decide(&config, begin + QUIET).is_some());
+    // One after the other, for long.
+    let step = QUIET / 2;
+    let mut now = begin;
+    while now < begin + BURST_MAX {
+        state.taken(now);
+        assert!(state.in_burst(now));
+        now += step;
+    }
+    state.taken(now);
+    assert!(!state.in_burst(now));
+}
