@@ -1,17 +1,15 @@
 //! Who reaches whom.
 
 use std::io::Write;
-
-use forkd_slot::policy::{Mode, Policy};
-
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 
 use forkd_slot::address::{GATEWAY_MAC, GATEWAY6, GUEST, GUEST6, TAP};
+use forkd_slot::policy::{Mode, Policy};
 
 use crate::world::{
     DOCUMENTATION, Guest, HOST, HOST6, METADATA, METADATA6, NAT64, OTHER, OTHER6, PRIVATE,
-    PRIVATE6, PUBLIC, PUBLIC6, SIX_TO_FOUR, SOON, TEREDO, World, echoes,
+    PRIVATE6, PUBLIC, PUBLIC6, SIX_TO_FOUR, SOON, TEREDO, WORLD6, World, echoes,
 };
 
 fn policy(allow: &[&str], deny: &[&str]) -> Policy {
@@ -93,17 +91,7 @@ fn the_matrix_of_who_reaches_whom() {
 #[test]
 fn the_matrix_of_version_6() {
     let world = World::new();
-    let everybody = [
-        PUBLIC6,
-        OTHER6,
-        METADATA6,
-        PRIVATE6,
-        NAT64,
-        SIX_TO_FOUR,
-        TEREDO,
-        DOCUMENTATION,
-    ];
-    for address in everybody {
+    for address in WORLD6 {
         for port in [80, 443] {
             world.listen(&world.world, address, port);
         }
@@ -124,7 +112,7 @@ fn the_matrix_of_version_6() {
         let connect = || TcpStream::connect_timeout(&to, SOON);
         world.host.enter(connect).unwrap().is_ok()
     };
-    assert!(everybody.iter().all(|address| from_host(address, 443)));
+    assert!(WORLD6.iter().all(|address| from_host(address, 443)));
     assert!(from_host(HOST6, 8889) && from_host(&host, 8889));
 
     // Reached with: the default, everything allowed, a list, some denied, no network.

@@ -44,7 +44,7 @@ pub(crate) const SIX_TO_FOUR: &str = "2002:a07:1::1";
 pub(crate) const TEREDO: &str = "2001:0:a07:1::1";
 pub(crate) const DOCUMENTATION: &str = "2001:db8::1";
 const WORLD: [&str; 4] = [PUBLIC, OTHER, METADATA, PRIVATE];
-const WORLD6: [&str; 8] = [
+pub(crate) const WORLD6: [&str; 8] = [
     PUBLIC6,
     OTHER6,
     METADATA6,
