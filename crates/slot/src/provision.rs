@@ -1,5 +1,6 @@
 //! Slots made before any node runs, for those who want to: nodes take them instead of making their own.
 
+use std::ops::Range;
 use std::path::Path;
 
 use forkd_host::file::LockFile;
@@ -46,9 +47,10 @@ pub fn setup(
         ready: registry.offered()?,
         made: vec![],
     };
+    let mut numbers = 0..MAX_SLOTS;
     let mut goes_on = told(setup.ready.len());
     while goes_on && setup.ready.len() < count as usize {
-        let index = match make(&registry, ways) {
+        let index = match make(&registry, ways, &mut numbers) {
             Ok(index) => index,
             Err(e) => {
                 undo(&registry, &setup.made);
@@ -89,9 +91,10 @@ pub fn teardown(
     Ok(done)
 }
 
-/// Makes a slot of the lowest number that nobody has, and puts it into the reserve.
-fn make(registry: &Registry, ways: Ways) -> Result<u32, Error> {
-    for index in 0..MAX_SLOTS {
+/// Makes a slot of the lowest of these numbers that nobody has, and puts it into the reserve. Numbers that were looked at
+/// are used up: to ask for those taken again and again would cost more with each slot.
+fn make(registry: &Registry, ways: Ways, numbers: &mut Range<u32>) -> Result<u32, Error> {
+    for index in numbers {
         if !registry.claim(index)? {
             continue;
         }
