@@ -1,11 +1,29 @@
-//! The smallest thing that Firecracker takes for a kernel: an ELF file of one segment that halts.
+//! The smallest thing that Firecracker takes for a kernel: an ELF file of one segment, which waits for a word in its
+//! memory, says one on the serial line, and halts.
 
-/// Where it is loaded; Firecracker takes no segment below 1 MiB.
+/// Where it is loaded; Firecracker takes no segment below 1 MiB. Memory this low is in one piece, so this is
+/// also its place in a snapshot's memory file.
 const ADDRESS: u64 = 16 << 20;
 /// Where the code stands in the file.
 const OFFSET: u64 = 4096;
-/// Halt; should anything wake the CPU, halt again.
-const CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfc]; // cli; hlt; jmp back to cli
+/// What the guest says: nothing that a program prints.
+pub(super) const WORD: u8 = 0x06;
+/// Waits until the byte at its end is not 0, says so, and halts; should anything wake the CPU, it halts again.
+const CODE: [u8; 24] = [
+    0x80, 0x3d, 0x10, 0, 0, 0, 0, // wait: cmp byte [rip + 16], 0
+    0xf3, 0x90, // pause
+    0x74, 0xf5, // je wait
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8: the first serial line
+    0xb0, WORD, // mov al, the word
+    0xee, // out dx, al
+    0xfa, // cli
+    0xf4, // hlt
+    0xeb, 0xfc, // jmp to cli
+    0, 0, // the byte that is waited for is the last one
+];
+
+/// Where in a snapshot's memory file the byte is that lets the guest go on.
+pub(super) const GO_OFFSET: u64 = ADDRESS + CODE.len() as u64 - 1;
 
 /// The file.
 pub(super) fn image() -> Vec<u8> {
