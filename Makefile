@@ -16,6 +16,10 @@ DEPS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.erofs:erof
         dpkg-deb:dpkg xz:xz-utils cc:build-essential nft:nftables busybox:busybox-static gpg:gpg \
         openssl:openssl python3:python3
 
+# For programs that are linked statically.
+STATIC := RUSTFLAGS='-C target-feature=+crt-static' \
+          cargo build --target $(GUEST_TRIPLE) --target-dir $(TARGET)/static
+
 # What the tests that boot guests find: an image store, and its image as a directory of plain files.
 DATA := $(abspath $(TARGET))/test-data
 TEST_ENV := FORKD_AGENT=$(abspath $(AGENT)) FORKD_TEST_AGENT=$(abspath $(AGENT)) \
@@ -23,20 +27,20 @@ TEST_ENV := FORKD_AGENT=$(abspath $(AGENT)) FORKD_TEST_AGENT=$(abspath $(AGENT))
             FORKD_TEST_IMAGE_DIR=$(DATA)/guest
 
 # The built-in monitor is chosen where the CPU can run guests with it.
-MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo -p forkd-vmm)
+MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo monitor)
 
 # What of the lab `make test` runs: short, full or none.
 LAB ?= short
 
-.PHONY: help demo test test-image test-run deps need-cargo need-root build agent install bench \
+.PHONY: help demo test test-image test-run deps need-cargo need-root build agent monitor install bench \
         bench-api bench-isolation conformance soak lab \
         check fmt clippy fuzz-short clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: need-root need-cargo deps agent ## Install what is missing, build, and fork ten sandboxes
-	@cargo build --release -p forkd-cli $(MONITOR)
+demo: need-root need-cargo deps agent $(MONITOR) ## Install what is missing, build, and fork ten sandboxes
+	@cargo build --release -p forkd-cli
 	@$(TARGET)/release/forkd quickstart -n 10
 
 test: need-root need-cargo deps check test-image test-run ## Format, lints and all tests, real guests included
@@ -110,13 +114,16 @@ deps: ## Install missing Debian packages (root)
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -q && apt-get install -y -q --no-install-recommends $$missing
 
-build: need-cargo agent ## Build forkd, forkd-controller, forkd-vmm and the guest agent
-	@cargo build --release -p forkd-cli -p forkd-daemon -p forkd-vmm
+build: need-cargo agent monitor ## Build forkd, forkd-controller, forkd-vmm and the guest agent
+	@cargo build --release -p forkd-cli -p forkd-daemon
 
 agent: need-cargo ## Build the guest agent, statically linked
-	@RUSTFLAGS='-C target-feature=+crt-static' \
-	    cargo build -p forkd-agent --profile guest --target $(GUEST_TRIPLE) --target-dir $(TARGET)/static
+	@$(STATIC) -p forkd-agent --profile guest
 	@install -D -m 755 $(TARGET)/static/$(GUEST_TRIPLE)/guest/forkd-agent $(AGENT)
+
+monitor: need-cargo ## Build the machine monitor, statically linked: its forks have less to copy
+	@$(STATIC) -p forkd-vmm --profile monitor
+	@install -D -m 755 $(TARGET)/static/$(GUEST_TRIPLE)/monitor/forkd-vmm $(TARGET)/release/forkd-vmm
 
 install: build ## Install into PREFIX (/usr/local)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
@@ -132,8 +139,7 @@ bench-api: need-root need-cargo deps test-image ## Measure the HTTP interface, a
 	@cargo bench -q -p forkd-daemon
 	@env $(TEST_ENV) cargo bench -q -p forkd-daemon -- qemu
 
-bench-isolation: need-root need-cargo deps ## Measure what a network, a control group and the jail cost a fork
-	@cargo build -q --release -p forkd-vmm
+bench-isolation: need-root need-cargo deps monitor ## Measure what a network, a control group and the jail cost a fork
 	@env FORKD_VMM=$(abspath $(TARGET))/release/forkd-vmm \
 	    cargo test -q --release -p forkd-engine --lib -- --ignored what_isolation_costs --nocapture
 

@@ -25,7 +25,8 @@ rm "$work/base.tar"
 
 step "the image"
 built=$work/built/src/target
-install -D -t "$built/release" "$programs"/{forkd-controller,forkd,forkd-vmm}
+install -D -t "$built/release" "$programs"/{forkd-controller,forkd}
+install -D -t "$built/x86_64-unknown-linux-gnu/monitor" "$programs/forkd-vmm"
 install -D -t "$built/x86_64-unknown-linux-gnu/guest" "$agent"
 "${buildah[@]}" bud -q --isolation chroot --network host --pull-never --build-context "build=$work/built" \
     -f packaging/docker/Dockerfile -t forkd-controller . >"$work/bud.log" 2>&1 || { tail -30 "$work/bud.log"; exit 1; }
