@@ -34,4 +34,5 @@ pub mod sys;
 pub mod template;
 pub mod vcpu;
 pub mod virtio;
+pub mod warm;
 pub mod writer;

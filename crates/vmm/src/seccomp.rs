@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule, TargetArch, sock_filter,
 };
 
 use crate::sys;
@@ -143,7 +143,7 @@ static VCPU_FILTER: OnceLock<BpfProgram> = OnceLock::new();
 /// vCPU threads. Call it last before serving.
 pub fn confine_main() -> Result<(), Error> {
     let main = main_filter()?;
-    _ = VCPU_FILTER.set(vcpu_filter()?);
+    _ = VCPU_FILTER.set(vcpu_filter());
     seccompiler::apply_filter(&main).map_err(Error::Install)
 }
 
@@ -203,34 +203,77 @@ fn main_filter() -> Result<BpfProgram, Error> {
             (libc::SYS_fcntl, one_of(Argument::Second, &numbers(FCNTLS))?),
             (libc::SYS_prctl, one_of(Argument::First, &numbers(PRCTLS))?),
         ],
-        SeccompAction::Allow,
-        SeccompAction::KillProcess,
     )
 }
 
 /// Kills at what only the main thread does and at every ioctl that is none of a vCPU's.
-fn vcpu_filter() -> Result<BpfProgram, Error> {
-    let other: Result<Vec<_>, _> = VCPU_IOCTLS
-        .iter()
-        .map(|request| condition(Argument::Second, SeccompCmpOp::Ne, *request))
-        .collect();
-    compile(
-        &[MAIN_THREAD, &[libc::SYS_prctl]].concat(),
-        vec![(libc::SYS_ioctl, vec![rule(other?)?])],
+///
+/// Written out, because each instruction costs every fork about a microsecond: a jump for each number, no more.
+/// The architecture is the first filter's to check.
+fn vcpu_filter() -> BpfProgram {
+    let forbidden = [MAIN_THREAD, &[libc::SYS_prctl]].concat();
+    let mut program = vec![load(CALL)];
+    let ioctls = one_of_these(
+        &VCPU_IOCTLS,
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
+    );
+    program.push(jump_if_equal(libc::SYS_ioctl as u64, 0, ioctls.len() + 1));
+    program.push(load(SECOND_ARGUMENT));
+    program.extend(ioctls);
+    let forbidden: Vec<u64> = forbidden.into_iter().map(|call| call as u64).collect();
+    program.extend(one_of_these(
+        &forbidden,
         SeccompAction::KillProcess,
         SeccompAction::Allow,
-    )
+    ));
+    program
 }
 
-fn compile(
-    calls: &[i64],
-    chosen: Vec<(i64, Vec<SeccompRule>)>,
-    listed: SeccompAction,
-    others: SeccompAction,
-) -> Result<BpfProgram, Error> {
+/// Where `struct seccomp_data` (seccomp(2)) keeps the call's number.
+const CALL: u32 = 0;
+/// Where it keeps the lower half of the second argument; the kernel ignores the upper one of an ioctl's request.
+const SECOND_ARGUMENT: u32 = 24;
+
+/// Answers `listed` if what was loaded is one of `values`, else `other`.
+fn one_of_these(values: &[u64], listed: SeccompAction, other: SeccompAction) -> BpfProgram {
+    let jumps = (0..).zip(values);
+    let mut program: BpfProgram = jumps
+        .map(|(before, value)| jump_if_equal(*value, values.len() - before, 0))
+        .collect();
+    program.extend([answer(other), answer(listed)]);
+    program
+}
+
+fn load(offset: u32) -> sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset, 0, 0)
+}
+
+/// Skips `equal` instructions or `unequal` ones. What is loaded has 32 bits, and so have all values here.
+fn jump_if_equal(value: u64, equal: usize, unequal: usize) -> sock_filter {
+    let code = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    instruction(code, value as u32, equal, unequal)
+}
+
+fn answer(action: SeccompAction) -> sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, action.into(), 0, 0)
+}
+
+fn instruction(code: u32, k: u32, jt: usize, jf: usize) -> sock_filter {
+    let jump = |by| u8::try_from(by).expect("the lists are shorter than a jump");
+    sock_filter {
+        code: code as u16,
+        jt: jump(jt),
+        jf: jump(jf),
+        k,
+    }
+}
+
+fn compile(calls: &[i64], chosen: Vec<(i64, Vec<SeccompRule>)>) -> Result<BpfProgram, Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         calls.iter().map(|call| (*call, Vec::new())).collect();
     rules.extend(chosen);
+    let (others, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, others, listed, TargetArch::x86_64);
     filter.and_then(TryInto::try_into).map_err(Error::Compile)
 }

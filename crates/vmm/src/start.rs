@@ -28,7 +28,7 @@ use crate::role::Role;
 use crate::sandbox::{self, Sandbox};
 use crate::state::{MachineState, file};
 use crate::template::Template;
-use crate::{boot, guest, jail, kvm, layers, seccomp, sys, vcpu};
+use crate::{boot, guest, jail, kvm, layers, seccomp, sys, vcpu, warm};
 
 /// How to reach the controller and how far to confine the process.
 #[derive(Debug, Clone)]
@@ -240,6 +240,8 @@ fn load(
         forks: 0,
         writer: None,
     };
+    vcpu::rehearse_threads(template.frozen.vcpus());
+    warm::up();
     confine(process)?;
     Ok(template)
 }
@@ -281,6 +283,7 @@ fn boot_machine(
         Guest::Test(peripherals) => test_machine(&host, &memory, size, controller, &peripherals)?,
         Guest::Linux(linux) => linux.build(&host, &memory, size, controller)?,
     };
+    warm::up();
     confine(process)?;
     Ok(Sandbox::boot(machine, controller.take(), Arc::new(disks))?)
 }

@@ -19,7 +19,6 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
-use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_xsave};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -30,7 +29,7 @@ use forkd_wire::vmm::Exit;
 use crate::bus::{Bus, lock};
 use crate::exit::ExitEvent;
 use crate::kvm;
-use crate::sys::Interrupt;
+use crate::sys::{Interrupt, Thread};
 
 /// Offset of the kick signal from SIGRTMIN.
 const KICK: i32 = 0;
@@ -200,7 +199,6 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Threads {
     vcpus: Vec<Arc<Vcpu>>,
-    threads: Vec<JoinHandle<()>>,
     gate: Arc<Gate>,
     wakeups: Vec<Arc<dyn Wakeup>>,
 }
@@ -233,7 +231,6 @@ impl Threads {
         wakeups: Vec<Arc<dyn Wakeup>>,
         confine: fn(),
     ) -> Result<Threads, Error> {
-        let mut threads = Vec::with_capacity(vcpus.len());
         for (number, vcpu) in vcpus.iter().enumerate() {
             let (vcpu, shared) = (vcpu.clone(), shared.clone());
             let body = move || {
@@ -244,17 +241,15 @@ impl Threads {
                 confine();
                 run(&vcpu, &shared);
             };
-            let thread = std::thread::Builder::new()
-                .stack_size(STACK_BYTES)
-                .spawn(body);
-            threads.push(thread.map_err(|source| Error {
+            let failed = |source| Error {
                 vcpu: number,
                 source,
-            })?);
+            };
+            // It never ends before the process does.
+            Thread::start(STACK_BYTES, Box::new(body)).map_err(failed)?;
         }
         Ok(Threads {
             vcpus,
-            threads,
             gate: shared.gate.clone(),
             wakeups,
         })
@@ -268,15 +263,9 @@ impl Threads {
     /// Brings every vCPU to rest at the gate. Returns when all stand still.
     pub fn park(&self) {
         self.gate.close();
-        // A thread that has ended (the machine is exiting) cannot be interrupted, and need not be.
         self.vcpus.iter().for_each(|vcpu| vcpu.kick());
         self.wakeups.iter().for_each(|wakeup| wakeup.wake());
-        let alive = self
-            .threads
-            .iter()
-            .filter(|thread| !thread.is_finished())
-            .count();
-        self.gate.wait_for(alive);
+        self.gate.wait_for(self.vcpus.len());
     }
 
     /// Lets the vCPUs run.
@@ -287,8 +276,6 @@ impl Threads {
     /// In a process that has been forked off: closes the vCPUs. The threads do not exist here.
     pub fn shed(self) {
         self.vcpus.iter().for_each(|vcpu| vcpu.shed());
-        // Joining or dropping handles of threads that are not there is glibc's undefined behaviour.
-        std::mem::forget(self.threads);
     }
 }
 
@@ -296,6 +283,22 @@ fn cannot_be_paused(error: &std::io::Error) -> String {
     format!(
         "cannot prepare to pause a vCPU: {error}: raise the limit on pending signals (ulimit -i)"
     )
+}
+
+/// Starts and ends as many threads as a machine has vCPUs, in a process that is going to be forked: the C library
+/// keeps their stacks, mapped and guarded, for the threads of the forks, and has looked up what it needs.
+pub fn rehearse_threads(count: usize) {
+    let all_at_once = Arc::new(Mutex::new(()));
+    let held = lock(&all_at_once);
+    let start = |_| {
+        let all_at_once = all_at_once.clone();
+        let body = move || drop(lock(&all_at_once));
+        // A fork that finds no stack makes one.
+        Thread::start(STACK_BYTES, Box::new(body)).ok()
+    };
+    let threads: Vec<_> = (0..count).filter_map(start).collect();
+    drop(held);
+    threads.into_iter().for_each(Thread::join);
 }
 
 /// What became of one stay in the guest.
