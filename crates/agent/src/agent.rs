@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use forkd_wire::agent::connect::Code;
-use forkd_wire::agent::{self as wire, Health, filesystem, process};
+use forkd_wire::agent::{self as wire, GuestNetwork, Health, filesystem, process};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
@@ -64,6 +64,8 @@ pub(crate) struct Agent {
     /// Asked for by a caller: power off.
     pub(crate) shutdown: Notify,
     pub(crate) image: ImageDefaults,
+    /// What the network device was last told.
+    pub(crate) network: Mutex<Option<GuestNetwork>>,
     env: Mutex<BTreeMap<String, String>>,
 }
 
@@ -79,6 +81,7 @@ impl Agent {
             python: Arc::new(Python::new(Arc::clone(&processes))),
             processes,
             shutdown: Notify::new(),
+            network: Mutex::default(),
             env: Mutex::new(first_env(place, &image)),
             image,
         })

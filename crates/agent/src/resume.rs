@@ -40,7 +40,7 @@ pub(crate) async fn apply(agent: &Agent, request: ResumeRequest) -> Result<Resum
             write_line(MACHINE_ID, &request.machine_id),
         )?;
         if let Some(network) = &request.network {
-            network::apply(network)
+            network::apply(&agent.network, network)
                 .map_err(|error| Fault::new(Code::Internal, format!("resume: {error}")))?;
         }
     }

@@ -446,6 +446,7 @@ impl Place {
             gateway: address::GATEWAY.to_string(),
             dns: vec![address::GATEWAY.to_string()],
             mac: None,
+            gateway_mac: Some(address::gateway_mac()),
             v6: slot.ways().v6.then(|| GuestNetwork6 {
                 address: format!("{}/{}", address::GUEST6, address::GUEST_PREFIX6),
                 gateway: address::GATEWAY6.to_string(),

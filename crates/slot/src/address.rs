@@ -101,6 +101,11 @@ fn number(digits: &str) -> Option<u32> {
         .filter(|index| plain && *index < MAX_SLOTS)
 }
 
+/// [`GATEWAY_MAC`] as text, lower case with colons.
+pub fn gateway_mac() -> String {
+    GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

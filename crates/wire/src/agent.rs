@@ -92,6 +92,10 @@ pub struct GuestNetwork {
     /// MAC address to take, lower case with colons.
     #[serde(default)]
     pub mac: Option<String>,
+    /// The gateway's MAC address, if whoever sends this vouches for it. A fork whose parent was sent the same, this
+    /// included, finds everything in place and is left as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_mac: Option<String>,
     /// Address and gateway of version 6, where the slot has that. The guest of an agent that does
     /// not know of it has version 4 alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

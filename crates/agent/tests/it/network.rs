@@ -18,6 +18,7 @@ use crate::world::PATIENCE;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PORT: u16 = 7;
 /// Keeps a connection busy, and writes down when it has ended.
 const TALK: &str = "exec 3<>/dev/tcp/10.42.0.1/7 && while echo ping >&3 && read -t 20 -u 3 line; \
@@ -36,6 +37,7 @@ impl Beyond {
         let made = netns.enter(|| {
             let tap = tap::open("forkd-tap0").unwrap();
             let mut route = Route::open().unwrap();
+            route.set_mac("forkd-tap0", GATEWAY_MAC).unwrap();
             let address = IpAddr::V4(GATEWAY);
             route.add_address("forkd-tap0", address, 24).unwrap();
             let address = IpAddr::V6(GATEWAY6);
@@ -85,6 +87,8 @@ fn connected(index: u32) -> ResumeRequest {
             gateway: GATEWAY.to_string(),
             dns: vec![GATEWAY.to_string()],
             mac: Some("02:f0:4b:00:00:02".to_owned()),
+            // All forks' gateways have it, so they keep what their parent has set up.
+            gateway_mac: Some("02:00:00:00:00:01".to_owned()),
             v6: Some(GuestNetwork6 {
                 address: "fd00::2/64".to_owned(),
                 gateway: GATEWAY6.to_string(),
