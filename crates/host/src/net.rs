@@ -6,6 +6,7 @@
 pub mod netns;
 pub mod nft;
 pub mod route;
+pub mod settings;
 pub mod tap;
 
 #[cfg(test)]

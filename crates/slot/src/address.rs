@@ -28,8 +28,10 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0xfc, 10, 42, 0, 1];
 /// Length of the guests' network prefix.
 pub const GUEST_PREFIX: u8 = 24;
-/// The host's address towards every slot.
+/// Every slot's gateway to the host. No device has it: slots are told whose hardware address to send to.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
+/// The hardware address of the host's end of every slot.
+pub const HOST_MAC: [u8; 6] = [0x02, 0xfc, 10, 43, 0, 1];
 
 /// Every guest's address of version 6, where the host has a way out for it. The networks are unique local ones, RFC 4193,
 /// whose global id spells `forkd`.
@@ -38,7 +40,7 @@ pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x42, 0, 0, 0
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x42, 0, 0, 0, 1);
 /// Length of the guests' network prefix of version 6.
 pub const GUEST_PREFIX6: u8 = 64;
-/// The host's address of version 6 towards every slot.
+/// Every slot's gateway of version 6 to the host, as [`HOST`].
 pub const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd66, 0x6f72, 0x6b64, 0x43, 0, 0, 0, 1);
 
 /// The network of the slots' outer addresses of version 6.
@@ -79,6 +81,12 @@ pub fn user(index: u32) -> u32 {
 /// A slot's address outside of its namespace.
 pub fn outer(index: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(HOST) + 1 + index)
+}
+
+/// The hardware address of a slot's end towards the host.
+pub fn outer_mac(index: u32) -> [u8; 6] {
+    let [a, b, c, d] = outer(index).octets();
+    [0x02, 0xfc, a, b, c, d]
 }
 
 /// The number of the slot that has this namespace.

@@ -16,7 +16,7 @@ use crate::address::MAX_SLOTS;
 use crate::host::{self, Ways};
 use crate::registry::{self, Registry};
 use crate::slot::{self, Slot};
-use crate::sweep;
+use crate::sweep::{self, BATCH};
 
 #[cfg(test)]
 mod tests;
@@ -79,6 +79,12 @@ pub enum OpenError {
     /// The host has no way out for slots.
     #[error(transparent)]
     Host(host::Error),
+    /// No thread can be started.
+    #[error(
+        "cannot start a thread that makes network slots; see pids.max of the control group, `ulimit -u` and \
+         kernel.threads-max"
+    )]
+    Thread(#[source] std::io::Error),
     /// Every number is taken.
     #[error("all {MAX_SLOTS} network slots of this host are taken")]
     Full,
@@ -137,19 +143,17 @@ struct Burst {
 
 enum Task {
     Make(u32),
-    Remove(u32),
+    Remove(Vec<u32>),
 }
 
 impl Pool {
     /// Removes every slot of this node that `in_use` does not name, and those of nodes that are no more, and begins to
     /// fill.
     pub fn open(config: Config, in_use: &[u32]) -> Result<Self, OpenError> {
-        for index in config.registry.ours()? {
-            if !in_use.contains(&index) {
-                slot::remove(index)?;
-                config.registry.release(index)?;
-            }
-        }
+        let in_use: BTreeSet<u32> = in_use.iter().copied().collect();
+        let mut left = config.registry.ours()?;
+        left.retain(|index| !in_use.contains(index));
+        sweep::all_gone(sweep::clear(&config.registry, &left))?;
         if let Err(e) = sweep::gone(&config.registry) {
             // They hinder nobody: other numbers are free.
             warn!(
@@ -158,7 +162,7 @@ impl Pool {
             );
         }
         let state = State {
-            leased: in_use.iter().copied().collect(),
+            leased: in_use,
             ..State::default()
         };
         let shared = Arc::new(Shared {
@@ -264,15 +268,15 @@ impl Pool {
         self.stop();
         let mut state = self.shared.lock();
         let waiting = std::mem::take(&mut state.ready);
-        let indices = waiting
-            .iter()
-            .map(Slot::index)
-            .chain(std::mem::take(&mut state.removing));
-        let indices: Vec<u32> = indices.collect();
-        drop((state, waiting));
-        for index in indices {
-            self.shared.remove(index);
+        let mut indices = Vec::from(std::mem::take(&mut state.removing));
+        drop(state);
+        for slot in waiting {
+            indices.push(slot.index());
+            // The device goes with the namespace, many at a time; with its last file it would go alone. Where it cannot be
+            // left, it has gone.
+            let _ = slot.leave();
         }
+        self.shared.remove(&indices);
     }
 
     fn stop(&self) {
@@ -302,9 +306,10 @@ impl Shared {
         while let Some(task) = self.next() {
             match task {
                 Task::Make(index) => self.make(index),
-                Task::Remove(index) => {
-                    self.remove(index);
-                    self.lock().being_removed.remove(&index);
+                Task::Remove(indices) => {
+                    self.remove(&indices);
+                    let mut state = self.lock();
+                    state.being_removed.retain(|index| !indices.contains(index));
                 }
             }
             self.changed.notify_all();
@@ -347,7 +352,7 @@ impl Shared {
                         error = chain(&e),
                         "a slot that was made ahead is of no use"
                     );
-                    self.remove(reserved);
+                    self.remove(&[reserved]);
                 }
             }
         }
@@ -368,14 +373,9 @@ impl Shared {
         }
     }
 
-    fn remove(&self, index: u32) {
-        let removed = slot::remove(index).map_err(OpenError::from);
-        if let Err(e) = removed.and_then(|()| Ok(self.config.registry.release(index)?)) {
-            warn!(
-                slot = index,
-                error = chain(&e),
-                "a network slot may have leaked"
-            );
+    fn remove(&self, indices: &[u32]) {
+        for (slot, e) in sweep::clear(&self.config.registry, indices) {
+            warn!(slot, error = chain(&e), "a network slot may have leaked");
         }
     }
 
@@ -419,9 +419,13 @@ impl State {
             self.making.insert(index);
             return Some(Task::Make(index));
         }
-        let index = self.removing.pop_front()?;
-        self.being_removed.insert(index);
-        Some(Task::Remove(index))
+        if self.removing.is_empty() {
+            return None;
+        }
+        let several = self.removing.len().min(BATCH);
+        let indices: Vec<u32> = self.removing.drain(..several).collect();
+        self.being_removed.extend(&indices);
+        Some(Task::Remove(indices))
     }
 
     /// A slot was taken.

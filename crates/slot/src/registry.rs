@@ -5,11 +5,12 @@
 //! runs holds a lock, which the kernel ends with its process; a node that is gone for good is one that does not run and
 //! whose state file is no more. The files lie where a reboot clears them, as it clears the namespaces.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use forkd_host::file::{self, DirLock, LockFile};
 
@@ -51,6 +52,9 @@ pub enum Error {
 pub struct Registry {
     directory: PathBuf,
     owner: String,
+    /// Numbers that were in the reserve when it was last looked at: to list it for each that is taken would cost more
+    /// with every slot there.
+    seen: Arc<Mutex<VecDeque<u32>>>,
     _running: Option<Arc<DirLock>>,
 }
 
@@ -97,6 +101,7 @@ impl Registry {
         Ok(Self {
             directory: directory.to_owned(),
             owner: owner.to_owned(),
+            seen: Arc::default(),
             _running: Some(Arc::new(running)),
         })
     }
@@ -108,6 +113,7 @@ impl Registry {
         Ok(Self {
             directory: directory.to_owned(),
             owner: RESERVE.to_owned(),
+            seen: Arc::default(),
             _running: None,
         })
     }
@@ -179,16 +185,23 @@ impl Registry {
 
     /// Takes a slot out of the reserve, if one is there.
     pub fn take_offered(&self) -> Result<Option<u32>, Error> {
-        // Most hosts have no reserve; they are spared the lock.
-        if self.offered()?.is_empty() {
-            return Ok(None);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if seen.is_empty() {
+                seen.extend(self.offered()?);
+            }
+            // Most hosts have no reserve; they are spared the lock.
+            let Some(index) = seen.pop_front() else {
+                return Ok(None);
+            };
+            let _moving = self.moves()?;
+            // Somebody else may have taken it since.
+            let path = self.ready(index);
+            if path.try_exists().map_err(failed("look at", &path))? {
+                self.seize(index)?;
+                return Ok(Some(index));
+            }
         }
-        let _moving = self.moves()?;
-        let Some(index) = self.offered()?.first().copied() else {
-            return Ok(None);
-        };
-        self.seize(index)?;
-        Ok(Some(index))
     }
 
     /// Keeps numbers with their owners until it is dropped.

@@ -104,11 +104,21 @@ impl Verdict {
 /// The rules of slot `index`, for a guest of this policy. `refused` is refused by default besides [`PRIVATE`] and
 /// [`PRIVATE6`]. A connection that was permitted bears the generation, so that under the next one it is judged again.
 pub fn slot(index: u32, policy: &Policy, refused: &[IpNet], generation: u32) -> String {
-    let (outer, outer6) = (address::outer(index), address::outer6(index));
     // The table is named first so that it is there to be deleted; all happens at once. Slots that a version before this
     // one made have a table of version 4 alone.
+    format!(
+        "table ip {TABLE}\ndelete table ip {TABLE}\n{}{}",
+        nothing(),
+        new_slot(index, policy, refused, generation)
+    )
+}
+
+/// The same for a namespace that has no rules. Whoever deletes any waits until no processor uses them: that is most of
+/// the time that rules take.
+pub fn new_slot(index: u32, policy: &Policy, refused: &[IpNet], generation: u32) -> String {
+    let (outer, outer6) = (address::outer(index), address::outer6(index));
     let mut text = format!(
-        "table ip {TABLE}\ndelete table ip {TABLE}\n{}table inet {TABLE} {{\n{}\
+        "table inet {TABLE} {{\n{}\
          chain input {{\n type filter hook input priority 0; policy drop;\n\
          ct state established,related accept\n\
          iifname \"{TAP}\" ip saddr {GUEST} ip daddr {GATEWAY} udp dport 53 accept\n\
@@ -123,7 +133,6 @@ pub fn slot(index: u32, policy: &Policy, refused: &[IpNet], generation: u32) -> 
          iifname \"{TAP}\" oifname \"{UPLINK}\" ip saddr {GUEST} jump egress\n\
          iifname \"{TAP}\" oifname \"{UPLINK}\" ip6 saddr {GUEST6} jump egress6\n}}\n\
          chain permit {{\n ct mark set {generation} accept\n}}\n",
-        nothing(),
         sets(),
     );
     for family in [Family::V4, Family::V6] {

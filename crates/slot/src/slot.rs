@@ -11,11 +11,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use forkd_host::net::netns::{self, Netns};
 use forkd_host::net::nft;
 use forkd_host::net::route::{self, Route};
+use forkd_host::net::settings::Settings;
 use forkd_host::net::tap;
 use ipnet::IpNet;
 
 use crate::address::{
-    self, GATEWAY, GATEWAY_MAC, GATEWAY6, GUEST_PREFIX, GUEST6, HOST, HOST6, TAP, UPLINK,
+    self, GATEWAY, GATEWAY_MAC, GATEWAY6, GUEST_PREFIX, GUEST6, HOST, HOST_MAC, HOST6, TAP, UPLINK,
 };
 use crate::host::Ways;
 use crate::policy::Policy;
@@ -49,11 +50,13 @@ pub enum Error {
         source: nft::Error,
     },
     /// A setting of its namespace.
-    #[error("cannot set {setting} in slot {index}; in a container /proc/sys must be writable")]
+    #[error(
+        "cannot set /proc/sys/net/{OF_V6}/{setting} in slot {index}; in a container /proc/sys must be writable"
+    )]
     Setting {
         /// The slot.
         index: u32,
-        /// The file below /proc/sys.
+        /// The file in the directory of settings of version 6.
         setting: &'static str,
         /// Why.
         #[source]
@@ -113,22 +116,19 @@ pub struct NameSockets {
     pub tcp: TcpListener,
 }
 
-/// The settings of every slot's namespace.
-const SETTINGS: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
+/// Where a namespace's settings of version 6 are.
+const OF_V6: &str = "ipv6/conf";
 /// Those of a slot without version 6.
-const WITHOUT_V6: [(&str, &str); 2] = [
-    ("net/ipv6/conf/all/disable_ipv6", "1"),
-    ("net/ipv6/conf/default/disable_ipv6", "1"),
-];
+const WITHOUT_V6: [(&str, &str); 2] = [("all/disable_ipv6", "1"), ("default/disable_ipv6", "1")];
 /// Those of a slot with version 6. It takes no advice from routers, and does not wait for others to object to addresses
 /// that nobody else can have.
 const WITH_V6: [(&str, &str); 6] = [
-    ("net/ipv6/conf/all/disable_ipv6", "0"),
-    ("net/ipv6/conf/default/disable_ipv6", "0"),
-    ("net/ipv6/conf/all/forwarding", "1"),
-    ("net/ipv6/conf/default/accept_ra", "0"),
-    ("net/ipv6/conf/default/accept_redirects", "0"),
-    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("all/disable_ipv6", "0"),
+    ("default/disable_ipv6", "0"),
+    ("all/forwarding", "1"),
+    ("default/accept_ra", "0"),
+    ("default/accept_redirects", "0"),
+    ("default/accept_dad", "0"),
 ];
 
 /// The generation of a slot's first rules. Zero is what connections bear that nobody permitted.
@@ -138,7 +138,10 @@ impl Slot {
     /// Makes slot `index` with the default policy; nothing of this number may exist. What was made of it is removed
     /// again when a step fails.
     pub fn make(index: u32, refused: &[IpNet], ways: Ways) -> Result<Self, Error> {
-        let made = Self::build(index, refused, ways);
+        let made = Self::build(index, refused, ways).and_then(|mut slot| {
+            slot.bind_names()?;
+            Ok(slot)
+        });
         if made.as_ref().is_err_and(|e| !e.is_taken()) {
             // The error that led here is the one to tell; the sweep of the next start takes what is left.
             let _ = remove(index);
@@ -146,32 +149,41 @@ impl Slot {
         made
     }
 
+    /// Makes slot `index` as [`Slot::make`] does, but for the names, and leaves it behind, complete with its device, for
+    /// whoever [takes](Slot::take_ready) it.
+    pub fn make_ready(index: u32, ways: Ways) -> Result<(), Error> {
+        let made = Self::build(index, &[], ways).and_then(Slot::leave);
+        if made.as_ref().is_err_and(|e| !e.is_taken()) {
+            // As above.
+            let _ = remove(index);
+        }
+        made
+    }
+
     fn build(index: u32, refused: &[IpNet], ways: Ways) -> Result<Self, Error> {
-        let netns = Netns::create(&address::netns(index))?;
-        let rules = rules::slot(index, &Policy::default(), refused, FIRST);
+        let rules = rules::new_slot(index, &Policy::default(), refused, FIRST);
         // Rules first: not for an instant does anything pass without them.
-        let (route, tap) = netns.enter(|| {
+        let (netns, made) = Netns::create_with(&address::netns(index), || {
             settle(index, ways)?;
             let ruled = nft::apply(&rules);
             ruled.map_err(|source| Error::Rules { index, source })?;
             let route = Route::open().map_err(|source| Error::Route { index, source })?;
             Ok::<_, Error>((route, tap::open(TAP)?))
-        })??;
+        })?;
+        let (route, tap) = made?;
         connect(index, route, &netns, ways).map_err(|source| Error::Route { index, source })?;
-        let names = netns.enter(NameSockets::bind)?;
-        let names = names.map_err(|source| Error::Names { index, source })?;
         Ok(Self {
             index,
             netns,
             tap: Some(tap),
-            names: Some(names),
+            names: None,
             generation: AtomicU32::new(FIRST),
             ways,
         })
     }
 
-    /// Leaves a new slot behind, complete with its device, for whoever [takes](Slot::take_ready) it.
-    pub fn leave_ready(self) -> Result<(), Error> {
+    /// Lets go of it, and leaves its device there.
+    pub(crate) fn leave(self) -> Result<(), Error> {
         let index = self.index;
         let kept = self.tap.as_ref().map(|tap| tap::keep(tap, true));
         kept.unwrap_or(Ok(()))
@@ -355,43 +367,62 @@ fn ways_here() -> Ways {
 }
 
 fn settle(index: u32, ways: Ways) -> Result<(), Error> {
-    let of_v6: &[_] = if ways.v6 { &WITH_V6 } else { &WITHOUT_V6 };
-    for (setting, value) in SETTINGS.iter().chain(of_v6) {
-        let written = fs::write(format!("/proc/sys/{setting}"), value);
-        match written {
-            // A kernel without version 6 has nothing to switch off.
-            Err(e)
-                if e.kind() == io::ErrorKind::NotFound && !ways.v6 && setting.contains("ipv6") => {}
-            written => written.map_err(|source| Error::Setting {
-                index,
-                setting,
-                source,
-            })?,
+    let failed = |setting| {
+        move |source| Error::Setting {
+            index,
+            setting,
+            source,
         }
+    };
+    let settings = match Settings::open(OF_V6) {
+        // A kernel without version 6 has nothing to switch off.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !ways.v6 => return Ok(()),
+        opened => opened.map_err(failed(""))?,
+    };
+    let values: &[_] = if ways.v6 { &WITH_V6 } else { &WITHOUT_V6 };
+    for (setting, value) in values {
+        let written = settings.write(setting, value);
+        written.map_err(failed(setting))?;
     }
     Ok(())
 }
 
+/// Keeps version 6 from the host's end of a slot that has none: every address and route of it would make each change of
+/// any device take longer.
+fn without_v6(veth: &str) {
+    let off = Settings::open(OF_V6)
+        .and_then(|settings| settings.write(&format!("{veth}/disable_ipv6"), "1"));
+    // Then it only takes longer.
+    let _ = off;
+}
+
+/// Connects a slot to the host. Both ends are told of each other: nobody asks, no neighbour counts against the kernel's
+/// limit of those that it found itself, and the host's end needs no address. Every address and route of version 6 there
+/// would make each removal of any device longer.
 fn connect(index: u32, mut inside: Route, netns: &Netns, ways: Ways) -> Result<(), route::Error> {
     let (host, outer) = (IpAddr::V4(HOST), IpAddr::V4(address::outer(index)));
-    let veth = address::veth(index);
+    let (veth, mac) = (address::veth(index), address::outer_mac(index));
     let mut outside = Route::open()?;
     // Of a slot that was removed while something held its namespace.
     outside.delete_link(&veth)?;
-    outside.add_veth(&veth, UPLINK, netns)?;
-    outside.add_address(&veth, host, 32)?;
-    if ways.v6 {
-        quiet(&veth);
+    outside.add_pair((&veth, Some(HOST_MAC)), (UPLINK, Some(mac)), netns)?;
+    match ways.v6 {
+        true => outside.no_link_local(&veth)?,
+        false => without_v6(&veth),
     }
     outside.set_up(&veth)?;
     outside.add_route((outer, 32), &veth, None)?;
+    outside.add_neighbour(outer, mac, &veth)?;
 
     inside.set_up("lo")?;
     inside.set_mac(TAP, GATEWAY_MAC)?;
     inside.add_address(TAP, IpAddr::V4(GATEWAY), GUEST_PREFIX)?;
     inside.set_up(TAP)?;
+    inside.forward(TAP)?;
     inside.add_address(UPLINK, outer, 32)?;
     inside.set_up(UPLINK)?;
+    inside.forward(UPLINK)?;
+    inside.add_neighbour(host, HOST_MAC, UPLINK)?;
     inside.add_route((host, 32), UPLINK, None)?;
     let everywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     inside.add_route((everywhere, 0), UPLINK, Some(host))?;
@@ -401,31 +432,67 @@ fn connect(index: u32, mut inside: Route, netns: &Netns, ways: Ways) -> Result<(
     Ok(())
 }
 
-/// Every address stands alone, so that nobody is looked for but the guest, the slot and the host.
+/// Every address stands alone, so that nobody is looked for but the guest.
 fn connect6(index: u32, inside: &mut Route, outside: &mut Route) -> Result<(), route::Error> {
     let (host, outer) = (IpAddr::V6(HOST6), IpAddr::V6(address::outer6(index)));
-    let veth = address::veth(index);
-    outside.add_address(&veth, host, 128)?;
+    let (veth, mac) = (address::veth(index), address::outer_mac(index));
     outside.add_route((outer, 128), &veth, None)?;
+    outside.add_neighbour(outer, mac, &veth)?;
     inside.add_address(TAP, IpAddr::V6(GATEWAY6), 128)?;
     inside.add_route((IpAddr::V6(GUEST6), 128), TAP, None)?;
     inside.add_address(UPLINK, outer, 128)?;
+    inside.add_neighbour(host, HOST_MAC, UPLINK)?;
     inside.add_route((host, 128), UPLINK, None)?;
     let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     inside.add_route((everywhere, 0), UPLINK, Some(host))
 }
 
-/// Lets the host's end of a slot have its address at once, and take no advice there. What cannot be set costs a second
-/// until the address counts, and the rules let no advice through anyway.
-fn quiet(veth: &str) {
-    for setting in ["accept_dad", "accept_ra", "accept_redirects"] {
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{veth}/{setting}"), "0");
+/// Removes slot `index`, whatever there is of it.
+pub fn remove(index: u32) -> Result<(), Error> {
+    match remove_all(&[index]).pop() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
     }
 }
 
-/// Removes slot `index`, whatever there is of it.
-pub fn remove(index: u32) -> Result<(), Error> {
-    let unlinked = Route::open().and_then(|mut route| route.delete_link(&address::veth(index)));
-    netns::delete(&address::netns(index))?;
-    unlinked.map_err(|source| Error::Route { index, source })
+/// Removes slots, whatever there is of each, and tells which of them could not be removed and why. All at once costs
+/// hardly more than one: for every removal of a device the kernel waits until no processor uses it, and for a group of
+/// them it waits once.
+pub fn remove_all(indices: &[u32]) -> Vec<(u32, Error)> {
+    let together = Route::open().and_then(|mut outside| unlink_together(&mut outside, indices));
+    let mut left = Vec::new();
+    for index in indices {
+        let unlinked = match &together {
+            Ok(()) => Ok(()),
+            // One by one, then.
+            Err(_) => Route::open()
+                .and_then(|mut outside| outside.delete_link(&address::veth(*index)))
+                .map_err(|source| Error::Route {
+                    index: *index,
+                    source,
+                }),
+        };
+        let unnamed = netns::delete(&address::netns(*index)).map_err(Error::from);
+        left.extend(unnamed.and(unlinked).err().map(|e| (*index, e)));
+    }
+    left
+}
+
+/// Deletes the devices of slots by a group that is nobody else's.
+fn unlink_together(outside: &mut Route, indices: &[u32]) -> Result<(), route::Error> {
+    if let [index] = indices {
+        return outside.delete_link(&address::veth(*index));
+    }
+    let group = random_group();
+    for index in indices {
+        outside.set_group(&address::veth(*index), group)?;
+    }
+    outside.delete_group(group)
+}
+
+/// The number of a group of devices that nobody has: administrators number theirs by hand, from the low end.
+fn random_group() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(std::process::id());
+    (random >> 32) as u32 | 1 << 31
 }

@@ -1,6 +1,6 @@
 //! Slots that nobody has any more: those of nodes whose state is no more, which nothing else would ever remove.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use forkd_host::net::route::Route;
 use forkd_host::net::{netns, nft};
@@ -32,6 +32,29 @@ pub enum Fate {
     Kept(Keeper),
 }
 
+/// How many slots are removed at once. More gain little, and for as long as it takes the kernel lets nobody else change
+/// any link.
+pub(crate) const BATCH: usize = 64;
+
+/// Removes slots of ours, whatever there is of each, and gives their numbers back. Tells which of them are left and why.
+pub(crate) fn clear(registry: &Registry, indices: &[u32]) -> Vec<(u32, Error)> {
+    let mut left = Vec::new();
+    for batch in indices.chunks(BATCH) {
+        let failed = slot::remove_all(batch);
+        let is_left = |index: &u32| failed.iter().any(|(left, _)| left == index);
+        let gone = batch.iter().filter(|index| !is_left(index));
+        let kept = gone.filter_map(|index| Some((*index, registry.release(*index).err()?.into())));
+        left.extend(kept.collect::<Vec<_>>());
+        left.extend(failed.into_iter().map(|(index, e)| (index, e.into())));
+    }
+    left
+}
+
+/// The first failure, if there is one.
+pub(crate) fn all_gone(left: Vec<(u32, Error)>) -> Result<(), Error> {
+    left.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+}
+
 /// Removes the slots of nodes that are gone for good, but for those that a process still uses: whoever used the number
 /// next would share its user.
 pub fn gone(registry: &Registry) -> Result<(), Error> {
@@ -47,12 +70,13 @@ pub fn gone(registry: &Registry) -> Result<(), Error> {
             continue;
         };
         let processes = processes();
+        let mut unused = Vec::new();
         for index in indices {
             if slot::user_of(index, &processes)?.is_none() {
-                slot::remove(index)?;
-                registry.release(index)?;
+                unused.push(index);
             }
         }
+        all_gone(clear(registry, &unused))?;
     }
     Ok(())
 }
@@ -75,51 +99,66 @@ pub(crate) fn everything(
     }
     let processes = processes();
     for (owner, indices) in owners {
+        // Held to the end: the node does not begin to run meanwhile.
         let standing = registry.standing(&owner)?;
-        for index in indices {
-            let fate = match standing {
-                Standing::Running => Some(Fate::Kept(Keeper::Node(owner.clone()))),
-                _ => remove_unused(registry, index, Some(&owner), &processes, pretend)?,
+        for batch in indices.chunks(BATCH) {
+            let fates = match standing {
+                Standing::Running => {
+                    let kept = |index: &u32| (*index, Fate::Kept(Keeper::Node(owner.clone())));
+                    batch.iter().map(kept).collect()
+                }
+                _ => remove_unused(registry, batch, Some(&owner), &processes, pretend)?,
             };
-            if fate.is_some_and(|fate| !told(index, fate)) {
+            if !tell(fates, &mut told) {
                 return Ok(());
             }
         }
     }
-    for index in unclaimed(registry)? {
-        let fate = remove_unused(registry, index, None, &processes, pretend)?;
-        if fate.is_some_and(|fate| !told(index, fate)) {
+    for batch in unclaimed(registry)?.chunks(BATCH) {
+        let fates = remove_unused(registry, batch, None, &processes, pretend)?;
+        if !tell(fates, &mut told) {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Removes a slot unless somebody uses it. `None` if it has another owner by now.
+/// Tells all of it, whatever is said to any of it: it has happened. Whether to go on.
+fn tell(fates: Vec<(u32, Fate)>, mut told: impl FnMut(u32, Fate) -> bool) -> bool {
+    let mut goes_on = true;
+    for (index, fate) in fates {
+        goes_on &= told(index, fate);
+    }
+    goes_on
+}
+
+/// Removes slots unless somebody uses them. Says nothing of those that have another owner by now.
 fn remove_unused(
     registry: &Registry,
-    index: u32,
+    indices: &[u32],
     owner: Option<&str>,
     processes: &BTreeMap<u32, u32>,
     pretend: bool,
-) -> Result<Option<Fate>, Error> {
+) -> Result<Vec<(u32, Fate)>, Error> {
     let _moving = registry.moves()?;
-    if registry.owner_of(index)?.as_deref() != owner {
-        return Ok(None);
+    let (mut fates, mut unused) = (Vec::new(), Vec::new());
+    for index in indices {
+        if registry.owner_of(*index)?.as_deref() != owner {
+            continue;
+        }
+        if let Some(user) = slot::user_of(*index, processes)? {
+            fates.push((*index, Fate::Kept(Keeper::User(user))));
+        } else if pretend || owner.is_some() || registry.claim(*index)? {
+            // What nobody had is claimed: a node that begins to make a slot of this number finds it taken.
+            unused.push(*index);
+        }
     }
-    if let Some(user) = slot::user_of(index, processes)? {
-        return Ok(Some(Fate::Kept(Keeper::User(user))));
+    if !pretend {
+        all_gone(clear(registry, &unused))?;
     }
-    if pretend {
-        return Ok(Some(Fate::Removed));
-    }
-    // A node that begins to make a slot of this number finds it taken.
-    if owner.is_none() && !registry.claim(index)? {
-        return Ok(None);
-    }
-    slot::remove(index)?;
-    registry.release(index)?;
-    Ok(Some(Fate::Removed))
+    fates.extend(unused.into_iter().map(|index| (index, Fate::Removed)));
+    fates.sort_unstable_by_key(|(index, _)| *index);
+    Ok(fates)
 }
 
 /// The numbers of namespaces and devices that bear our names and that nobody has claimed: made by hand.
@@ -135,8 +174,9 @@ fn unclaimed(registry: &Registry) -> Result<Vec<u32>, Error> {
     found.sort_unstable();
     found.dedup();
     // Looked at last: a node claims a number before it makes anything.
-    let claims = registry.claims()?;
-    found.retain(|index| !claims.iter().any(|claim| claim.index == *index));
+    let claims = registry.claims()?.into_iter();
+    let claimed: BTreeSet<u32> = claims.map(|claim| claim.index).collect();
+    found.retain(|index| !claimed.contains(index));
     Ok(found)
 }
 

@@ -91,10 +91,35 @@ async fn setup(context: &Context, args: &NetnsSetup) -> Result<(), Failure> {
         done.ready.len(),
         done.made.len()
     ));
+    if let Some(note) = few_neighbours(args.count) {
+        output::say(&note);
+    }
     if args.json {
         return output::json(&setup_report(&done));
     }
     Ok(())
+}
+
+/// What to say of a host that has slots for more guests than it may know the hardware addresses of. Only the host's own
+/// namespace has the limit; it counts for all.
+fn few_neighbours(slots: u32) -> Option<String> {
+    let limit = |version: &str| -> Option<(String, u32)> {
+        let setting = format!("net.{version}.neigh.default.gc_thresh3");
+        let path = format!("/proc/sys/{}", setting.replace('.', "/"));
+        let limit = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        (limit < slots).then_some((setting, limit))
+    };
+    let few: Vec<_> = ["ipv4", "ipv6"].into_iter().filter_map(limit).collect();
+    let (_, fewest) = few.iter().min_by_key(|(_, limit)| *limit)?;
+    let raised: Vec<String> = few
+        .iter()
+        .map(|(setting, _)| format!("{setting}=16384"))
+        .collect();
+    Some(format!(
+        "note: when more than about {fewest} guests use their networks within seconds, this host loses packets; raise its limit \
+         of neighbours: sysctl -w {}",
+        raised.join(" ")
+    ))
 }
 
 async fn teardown(context: &Context, args: &NetnsTeardown) -> Result<(), Failure> {

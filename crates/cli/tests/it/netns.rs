@@ -84,23 +84,62 @@ fn slots_are_set_up_once_and_torn_down_to_nothing() {
 fn a_setup_that_is_interrupted_or_killed_leaves_nothing() {
     let said = on_new_host(
         r#"
+        nothing() {
+            test -z "$(ls /run/netns)"
+            test -z "$(ip -o link show type veth)"
+            test -z "$(ls /run/forkd-slots | grep '^[0-9]')"
+            test -z "$(ls /run/forkd-slots/reserve)"
+        }
         "$forkd" netns setup 2000 & pid=$!
-        until test -e /run/netns/forkd-child-2; do sleep 0.02; done
+        until test -e /run/netns/forkd-child-40; do sleep 0.02; done
         kill -INT $pid
         code=0; wait $pid || code=$?
         test $code = 130
-        test -z "$(ls /run/netns)"
+        nothing
         "$forkd" netns setup 2000 & pid=$!
-        until test -e /run/netns/forkd-child-2; do sleep 0.02; done
+        until test -e /run/netns/forkd-child-40; do sleep 0.02; done
         if "$forkd" netns setup 1; then exit 9; fi
         kill -KILL $pid
         wait $pid || true
         "$forkd" netns teardown
-        test -z "$(ls /run/netns)"
-        test -z "$(ip -o link show type veth)"
+        nothing
+        # Whoever comes next takes what is whole and removes what is not.
+        "$forkd" netns setup 2000 & pid=$!
+        until test -e /run/netns/forkd-child-20; do sleep 0.02; done
+        kill -KILL $pid
+        wait $pid || true
+        "$forkd" netns setup 60 --json > /run/made
+        test "$(ls /run/forkd-slots/reserve | wc -l)" -ge 60
+        test "$(ls /run/forkd-slots/reserve | wc -l)" = "$(ls /run/netns | wc -l)"
+        "$forkd" netns teardown
+        nothing
         "#,
     );
     said.ok();
+}
+
+#[test]
+fn a_limit_of_the_host_is_named_and_nothing_is_left() {
+    let said = on_new_host(
+        r#"
+        # Limits are counted for each user namespace.
+        unshare --user --map-root-user --mount --net sh -euc '
+            mount -t tmpfs tmpfs /run
+            echo 12 > /proc/sys/user/max_net_namespaces
+            code=0
+            "$forkd" netns setup 30 2> /run/said || code=$?
+            test $code = 1
+            cat /run/said
+            test -z "$(ls /run/netns)"
+            test -z "$(ip -o link show type veth)"
+        '
+        "#,
+    );
+    let said = said.ok();
+    assert!(
+        said.contains("user.max_net_namespaces is 12") && said.contains("sysctl -w"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -145,11 +184,13 @@ fn a_daemon_takes_what_waits_and_keeps_it_while_it_runs() {
 fn what_somebody_uses_is_kept_and_said() {
     let said = on_new_host(
         r#"
-        "$forkd" netns setup 2 --json > /dev/null
+        "$forkd" netns setup 140 --json > /dev/null
         # A process of the second slot's user.
         setpriv --reuid $((0x70000001)) --clear-groups sleep 60 & pid=$!
         until grep -q $((0x70000001)) /proc/$pid/status; do sleep 0.02; done
         "$forkd" netns teardown > /run/said
+        test "$(ls /run/netns)" = forkd-child-1
+        test "$(ip -o link show type veth | wc -l)" = 1
         kill $pid; wait $pid || true
         cat /run/said; echo "pid $pid"
         "$forkd" netns teardown

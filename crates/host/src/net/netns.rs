@@ -25,6 +25,22 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The kernel is set to have no more of them.
+    #[error(
+        "cannot make the network namespace {name}: {setting} is {now}, and so many there are; allow more with \
+         `sysctl -w {setting}=...`"
+    )]
+    Limit {
+        /// The namespace.
+        name: String,
+        /// The setting, as sysctl names it.
+        setting: &'static str,
+        /// What it is set to, in words: whoever cannot read it is told so.
+        now: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A step failed.
     #[error("cannot {step} the network namespace {name}")]
     Step {
@@ -48,6 +64,15 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace, with its loopback device down, and gives it a name.
     pub fn create(name: &str) -> Result<Self, Error> {
+        Ok(Self::create_with(name, || ())?.0)
+    }
+
+    /// As [`Netns::create`], and runs `work` inside it once it has its name, in a thread of its own. Sockets made there
+    /// stay there.
+    pub fn create_with<T: Send>(
+        name: &str,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<(Self, T), Error> {
         prepare_directory().map_err(Error::Directory)?;
         let path = path_of(name);
         let taken = |source: io::Error| match source.kind() {
@@ -61,13 +86,18 @@ impl Netns {
             .create_new(true)
             .open(&path)
             .map_err(taken)?;
-        let made = in_new_thread(|| bind_new(&path));
-        if let Err(source) = made {
-            // A name without a namespace is of no use to anybody.
-            let _ = fs::remove_file(&path);
-            return Err(step("make", name)(source));
-        }
-        Self::open(name)?.ok_or_else(|| step("open", name)(io::ErrorKind::NotFound.into()))
+        let made = in_new_thread(|| Ok(bind_new(name, &path).map(|()| work())));
+        let done = match made.map_err(step("make", name)).flatten() {
+            Ok(done) => done,
+            Err(e) => {
+                // A name without a namespace is of no use to anybody.
+                let _ = fs::remove_file(&path);
+                return Err(e);
+            }
+        };
+        let netns = Self::open(name)?;
+        let netns = netns.ok_or_else(|| step("open", name)(io::ErrorKind::NotFound.into()))?;
+        Ok((netns, done))
     }
 
     /// Opens a namespace by its name; `None` when there is none.
@@ -159,7 +189,8 @@ fn in_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("netns".to_owned())
-            .spawn_scoped(scope, work)?;
+            .spawn_scoped(scope, work)
+            .map_err(no_thread)?;
         match thread.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -167,32 +198,55 @@ fn in_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
     })
 }
 
-fn bind_new(path: &Path) -> io::Result<()> {
-    crate::sys::unshare_network()?;
-    rustix::mount::mount_bind("/proc/thread-self/ns/net", path)?;
-    Ok(())
+/// Names the limits that a thread may meet: the kernel says "try again", which helps nobody.
+fn no_thread(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other(
+            "no more threads can be started; see pids.max of the control group, `ulimit -u`, kernel.pid_max and \
+             kernel.threads-max",
+        ),
+        _ => error,
+    }
+}
+
+fn bind_new(name: &str, path: &Path) -> Result<(), Error> {
+    let counted = |setting| {
+        move |source: io::Error| match source.kind() {
+            io::ErrorKind::StorageFull => at_limit(name, setting, source),
+            _ => step("make", name)(source),
+        }
+    };
+    crate::sys::unshare_network().map_err(counted("user.max_net_namespaces"))?;
+    let bound = rustix::mount::mount_bind("/proc/thread-self/ns/net", path);
+    bound.map_err(|errno| counted("fs.mount-max")(errno.into()))
+}
+
+fn at_limit(name: &str, setting: &'static str, source: io::Error) -> Error {
+    let now = fs::read_to_string(format!("/proc/sys/{}", setting.replace('.', "/")));
+    Error::Limit {
+        name: name.to_owned(),
+        setting,
+        now: now.map_or_else(
+            |e| format!("what cannot be read ({e})"),
+            |n| n.trim().to_owned(),
+        ),
+        source,
+    }
 }
 
 /// Names are mounts. They must spread to other mount namespaces and vanish from them again, or a name deleted here
 /// would keep its namespace alive wherever a service has a mount namespace of its own.
 fn prepare_directory() -> io::Result<()> {
     fs::create_dir_all(DIRECTORY)?;
-    let share = || {
-        rustix::mount::mount_change(
-            DIRECTORY,
-            MountPropagationFlags::SHARED | MountPropagationFlags::REC,
-        )
-    };
-    match share() {
+    let shared = MountPropagationFlags::SHARED;
+    // What is mounted below a shared mount is shared. To go through all that is there already, each time, would cost more
+    // with every name.
+    match rustix::mount::mount_change(DIRECTORY, shared) {
         Err(rustix::io::Errno::INVAL) => {
-            rustix::mount::mount(
-                DIRECTORY,
-                DIRECTORY,
-                "none",
-                MountFlags::BIND | MountFlags::REC,
-                None,
-            )?;
-            Ok(share()?)
+            let flags = MountFlags::BIND | MountFlags::REC;
+            rustix::mount::mount(DIRECTORY, DIRECTORY, "none", flags, None)?;
+            let all = shared | MountPropagationFlags::REC;
+            Ok(rustix::mount::mount_change(DIRECTORY, all)?)
         }
         shared => Ok(shared?),
     }

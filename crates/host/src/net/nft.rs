@@ -1,6 +1,7 @@
 //! Packet rules, through the `nft` program.
 
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 const PROGRAM: &str = "nft";
@@ -33,6 +34,8 @@ pub fn table(family: &str, name: &str) -> Result<Option<String>, Error> {
 fn run(args: &[&str], input: &str) -> Result<String, Error> {
     let mut child = Command::new(PROGRAM)
         .args(args)
+        // Ctrl-C is for whoever runs it: what that undoes must not fail halfway.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

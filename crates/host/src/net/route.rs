@@ -10,8 +10,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoData, InfoKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -63,24 +65,83 @@ impl Route {
 
     /// Makes a pair of virtual Ethernet devices: one here, its peer in another namespace.
     pub fn add_veth(&mut self, name: &str, peer: &str, peer_netns: impl AsFd) -> Result<(), Error> {
+        self.add_pair((name, None), (peer, None), peer_netns)
+    }
+
+    /// As [`Route::add_veth`], with hardware addresses where the kernel is not to choose them.
+    pub fn add_pair(
+        &mut self,
+        (name, mac): (&str, Option<[u8; 6]>),
+        (peer, peer_mac): (&str, Option<[u8; 6]>),
+        peer_netns: impl AsFd,
+    ) -> Result<(), Error> {
+        let address = |mac: [u8; 6]| LinkAttribute::Address(mac.to_vec());
         let mut other = LinkMessage::default();
         other.attributes = vec![
             LinkAttribute::IfName(peer.to_owned()),
             LinkAttribute::NetNsFd(peer_netns.as_fd().as_raw_fd()),
         ];
+        other.attributes.extend(peer_mac.map(address));
         let mut link = LinkMessage::default();
-        link.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
-            ]),
-        ];
+        link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        link.attributes.extend(mac.map(address));
+        let pair = InfoData::Veth(InfoVeth::Peer(other));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(pair),
+        ]));
         self.change(
             RouteNetlinkMessage::NewLink(link),
             NLM_F_CREATE | NLM_F_EXCL,
         )
         .map_err(failed("make the device pair of", name))
+    }
+
+    /// Lets packets of version 4 that come in through a link go on to others.
+    pub fn forward(&mut self, name: &str) -> Result<(), Error> {
+        let mut settings = InetDevConf::default();
+        settings.forwarding = 1;
+        let settings = AfSpecInet::DevConfRequest(settings);
+        self.set_family(name, AfSpecUnspec::Inet(vec![settings]))
+            .map_err(failed("forward from", name))
+    }
+
+    /// Has a link give itself no address of version 6 when it is switched on. Where there is no version 6 none comes.
+    pub fn no_link_local(&mut self, name: &str) -> Result<(), Error> {
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        match self.set_family(name, AfSpecUnspec::Inet6(vec![none])) {
+            Err(e) if is(&e, rustix::io::Errno::AFNOSUPPORT) => Ok(()),
+            done => done.map_err(failed("keep addresses from", name)),
+        }
+    }
+
+    fn set_family(&mut self, name: &str, settings: AfSpecUnspec) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::AfSpecUnspec(vec![settings]),
+        ];
+        self.change(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Tells who has an address behind a link, so that nobody asks.
+    pub fn add_neighbour(
+        &mut self,
+        address: IpAddr,
+        mac: [u8; 6],
+        name: &str,
+    ) -> Result<(), Error> {
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = family(address);
+        neighbour.header.ifindex = self.index_of(name)?;
+        neighbour.header.state = NeighbourState::Permanent;
+        neighbour.attributes = vec![
+            NeighbourAttribute::Destination(address.into()),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewNeighbour(neighbour), flags)
+            .map_err(failed("name a neighbour of", name))
     }
 
     /// Switches a link on.
@@ -109,6 +170,30 @@ impl Route {
         match self.change(RouteNetlinkMessage::DelLink(link), 0) {
             Err(e) if is(&e, rustix::io::Errno::NODEV) => Ok(()),
             done => done.map_err(failed("delete", name)),
+        }
+    }
+
+    /// Puts a link into a group of links; having none of this name is no error.
+    pub fn set_group(&mut self, name: &str, group: u32) -> Result<(), Error> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Group(group),
+        ];
+        match self.change(RouteNetlinkMessage::SetLink(link), 0) {
+            Err(e) if is(&e, rustix::io::Errno::NODEV) => Ok(()),
+            done => done.map_err(failed("group", name)),
+        }
+    }
+
+    /// Deletes all links of a group at once, which the kernel makes wait once for all that may still use one of them. A
+    /// pair goes together; an empty group is no error.
+    pub fn delete_group(&mut self, group: u32) -> Result<(), Error> {
+        let mut links = LinkMessage::default();
+        links.attributes = vec![LinkAttribute::Group(group)];
+        match self.change(RouteNetlinkMessage::DelLink(links), 0) {
+            Err(e) if is(&e, rustix::io::Errno::NODEV) => Ok(()),
+            done => done.map_err(failed("delete", "a group of links")),
         }
     }
 
@@ -173,14 +258,11 @@ impl Route {
             .map_err(failed("route through", name))
     }
 
-    fn index_of(&mut self, name: &str) -> Result<u32, Error> {
-        let mut wanted = LinkMessage::default();
-        wanted.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        let answers = self.ask(RouteNetlinkMessage::GetLink(wanted), 0);
-        let answers = answers.map_err(failed("find the link", name))?;
-        let found = answers.into_iter().find_map(link);
-        let missing = || failed("find the link", name)(io::ErrorKind::NotFound.into());
-        found.map(|link| link.index).ok_or_else(missing)
+    /// Asked without a message: for an answer in messages the kernel brings the state of the link up to date first, which
+    /// takes the longer the more routes there are.
+    fn index_of(&self, name: &str) -> Result<u32, Error> {
+        let index = rustix::net::netdevice::name_to_index(&self.socket, name);
+        index.map_err(|e| failed("find the link", name)(e.into()))
     }
 
     fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use super::netns::Netns;
 use super::route::Route;
+use super::settings::Settings;
 use super::{netns, nft, tap};
 
 /// A namespace of this test's own; deleted at its end.
@@ -130,6 +131,51 @@ fn a_pair_carries_both_address_families() {
     here.delete_link("forkd-v-0h").unwrap();
     here.delete_link("forkd-v-0h").unwrap();
     assert_eq!(names(&mut there), ["lo"]);
+}
+
+#[test]
+fn a_group_goes_at_once_and_nobody_else_with_it() {
+    let (left, right) = (Space::new("group"), Space::new("group-peers"));
+    let (mut here, mut there) = (left.route(), right.route());
+    let mac = [2, 0xfc, 0, 0, 0, 7];
+    for n in 0..4 {
+        let (name, peer) = (format!("a{n}"), format!("b{n}"));
+        here.add_pair((&name, Some(mac)), (&peer, None), &right.0)
+            .unwrap();
+    }
+    for name in ["a0", "a2", "nosuch0"] {
+        here.set_group(name, 0x8000_0001).unwrap();
+    }
+    here.delete_group(0x8000_0001).unwrap();
+    assert_eq!(names(&mut here), ["a1", "a3", "lo"]);
+    assert_eq!(names(&mut there), ["b1", "b3", "lo"]);
+    here.delete_group(0x8000_0001).unwrap();
+    here.set_up("a1").unwrap();
+    let known = "10.9.9.9".parse().unwrap();
+    here.add_neighbour(known, mac, "a1").unwrap();
+    let table = left
+        .0
+        .enter(|| std::fs::read_to_string("/proc/thread-self/net/arp"));
+    let table = table.unwrap().unwrap();
+    let line = table.lines().find(|line| line.starts_with("10.9.9.9"));
+    assert!(line.unwrap().contains("02:fc:00:00:00:07"), "{table}");
+}
+
+#[test]
+fn settings_are_those_of_the_thread_s_namespace() {
+    let space = Space::new("settings");
+    let read = || std::fs::read_to_string("/proc/sys/net/ipv6/conf/default/accept_ra").unwrap();
+    let before = read();
+    let change = |value: &str| {
+        let settings = Settings::open("ipv6/conf").unwrap();
+        settings.write("default/accept_ra", value).unwrap();
+        assert!(settings.write("default/nosuch", "1").is_err());
+        read()
+    };
+    for value in ["0", "2"] {
+        assert_eq!(space.0.enter(|| change(value)).unwrap().trim(), value);
+    }
+    assert_eq!(read(), before, "it was set for everybody");
 }
 
 #[test]

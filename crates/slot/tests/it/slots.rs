@@ -345,21 +345,56 @@ fn slots_made_ahead_are_taken_once_and_by_nobody_who_finds_them_used() {
     });
 }
 
+fn veths(world: &World) -> Vec<u32> {
+    let mut route = world.host.enter(Route::open).unwrap().unwrap();
+    let links = route.links().unwrap();
+    let mut found: Vec<u32> = links
+        .iter()
+        .filter_map(|link| address::index_of_veth(&link.name))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn many_slots_are_made_at_once_and_each_is_whole() {
+    let world = World::new();
+    world.listen(&world.world, PUBLIC, 80);
+    // Somebody else's number in between.
+    assert!(world.registry().claim(7).unwrap());
+    let mut heard = vec![];
+    let mut told = |ready| {
+        heard.push(ready);
+        true
+    };
+    let work = || provision::setup(world.slots(), 48, &mut told);
+    let done = world.host.enter(work).unwrap().unwrap().unwrap();
+    // Names of namespaces are shared with other tests, one of which may have this number's.
+    world.registry().release(7).unwrap();
+    assert_eq!(heard, (0..=48).collect::<Vec<_>>());
+    assert_eq!(done.ready, done.made);
+    assert!(done.made.is_sorted() && !done.made.contains(&7));
+    assert_eq!(veths(&world), done.made);
+    assert_eq!(world.registry().offered().unwrap(), done.made);
+    let ways = forkd_slot::host::Ways { v6: true };
+    for index in [done.made[0], done.made[47]] {
+        let take = || slot::Slot::take_ready(index, &[], ways);
+        let slot = world.host.enter(take).unwrap().unwrap().unwrap();
+        assert!(slot.ways().v6 && Guest::on(&slot).reaches(PUBLIC, 80));
+    }
+}
+
 #[test]
 fn a_setup_that_is_cut_short_leaves_nothing() {
     let world = World::new();
-    let told = |ready| ready < 2;
-    let work = || provision::setup(world.slots(), 5, told);
-    assert_eq!(world.host.enter(work).unwrap().unwrap(), None);
-    assert!(world.registry().claims().unwrap().is_empty());
-    let mut links = world.host.enter(Route::open).unwrap().unwrap();
-    let links = links.links().unwrap();
-    assert!(
-        !links
-            .iter()
-            .any(|l| address::index_of_veth(&l.name).is_some()),
-        "{links:?}"
-    );
+    for last in [0, 2, 30] {
+        let told = |ready| ready < last;
+        let work = || provision::setup(world.slots(), 200, told);
+        assert_eq!(world.host.enter(work).unwrap().unwrap(), None);
+        assert!(world.registry().claims().unwrap().is_empty());
+        assert!(world.registry().offered().unwrap().is_empty());
+        assert!(veths(&world).is_empty(), "{:?}", veths(&world));
+    }
 }
 
 #[test]
