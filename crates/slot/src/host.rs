@@ -1,7 +1,8 @@
 //! What all slots need of the host: forwarding, and rules that no slot's policy can lift.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
 use forkd_host::net::nft;
 
@@ -10,6 +11,7 @@ use crate::rules;
 
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARD6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+const OFF6: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
 const LINKS6: &str = "/proc/sys/net/ipv6/conf";
 const ROUTES6: &str = "/proc/thread-self/net/ipv6_route";
 
@@ -31,6 +33,41 @@ pub enum Error {
 pub struct Ways {
     /// Whether there is one of version 6, besides that of version 4.
     pub v6: bool,
+}
+
+/// Whether guests have version 6 on this host, and what is in the way if not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum V6 {
+    /// They have it.
+    Yes,
+    /// The kernel has none.
+    Absent,
+    /// The host has switched it off.
+    Off,
+    /// The host itself reaches nothing by it.
+    NoRoute,
+    /// Forwarding is off and this process may not switch it on.
+    NoForwarding,
+}
+
+impl V6 {
+    /// Looks at this host. Changes nothing.
+    pub fn look() -> Self {
+        if !Path::new(LINKS6).is_dir() {
+            return Self::Absent;
+        }
+        let routes = fs::read_to_string(ROUTES6).unwrap_or_default();
+        let may_forward = || File::options().write(true).open(FORWARD6).is_ok();
+        if is_on(OFF6) {
+            Self::Off
+        } else if !has_default_route(&routes) {
+            Self::NoRoute
+        } else if !is_on(FORWARD6) && !may_forward() {
+            Self::NoForwarding
+        } else {
+            Self::Yes
+        }
+    }
 }
 
 /// Puts the rules into force, then lets packets through. In this order: forwarding without rules would open the host.

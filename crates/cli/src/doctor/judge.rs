@@ -2,6 +2,7 @@
 
 use forkd_daemon::EngineName;
 use forkd_host::facts::{Device, Facts};
+use forkd_slot::host::V6;
 
 use super::{Check, Daemon, Findings, Place, Status};
 use crate::human;
@@ -43,6 +44,7 @@ pub(crate) fn judge(found: &Findings) -> Vec<Check> {
         cgroup(&found.facts),
         tun(&found.facts),
         nft(found),
+        guest_ipv6(found.v6),
         open_files(&found.facts),
         left_behind(found),
     ]);
@@ -390,6 +392,33 @@ fn nft(found: &Findings) -> Check {
             "not on PATH: guests' traffic cannot be filtered",
         )
         .remedy("apt-get install nftables")
+    }
+}
+
+/// Where the host has none, guests have version 4 alone, and lack nothing else.
+fn guest_ipv6(v6: V6) -> Check {
+    let without = |why: &str| {
+        let detail = format!("{why}: guests have IPv4 alone");
+        check("guest IPv6", Status::Warn, detail)
+    };
+    match v6 {
+        V6::Yes => check(
+            "guest IPv6",
+            Status::Ok,
+            "guests have it: this host has a default route of version 6",
+        ),
+        V6::Absent => without("this kernel has no IPv6")
+            .remedy("boot without ipv6.disable=1, or load the module: modprobe ipv6"),
+        V6::Off => without("IPv6 is switched off")
+            .remedy("sysctl -w net.ipv6.conf.all.disable_ipv6=0, then restart the daemon"),
+        V6::NoRoute => without("no default route of version 6").remedy(
+            "give this host one (router advertisements, DHCPv6, or ip -6 route add default via ROUTER dev LINK), \
+             then restart the daemon",
+        ),
+        V6::NoForwarding => without("forwarding is off and may not be switched on").remedy(
+            "sysctl -w net.ipv6.conf.all.forwarding=1 on the host, or make /proc/sys writable in the container, then \
+             restart the daemon",
+        ),
     }
 }
 

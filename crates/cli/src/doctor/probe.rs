@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use forkd_daemon::{EngineName, NodePaths};
 use forkd_host::facts::{Facts, Tool, find_tool};
+use forkd_slot::host::V6;
 
 /// Everything that is judged.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub(crate) struct Findings {
     pub agent: Result<PathBuf, String>,
     /// The firewall's program.
     pub nft: bool,
+    /// Whether guests have IPv6.
+    pub v6: V6,
     /// The data directory.
     pub data: Place,
     /// The directory of running VMs.
@@ -90,6 +93,7 @@ impl Findings {
             kernels: kernels(Path::new("/boot")),
             agent: crate::agent::find().map_err(|failure| failure.message().to_owned()),
             nft: on_path("nft"),
+            v6: V6::look(),
             data: place(&paths.data),
             run: place(&paths.run),
             left_behind: left_behind(&paths.run),

@@ -51,6 +51,7 @@ fn good() -> Findings {
         kernels: Vec::new(),
         agent: Ok("/usr/lib/forkd/forkd-agent".into()),
         nft: true,
+        v6: V6::Yes,
         data: place("/var/lib/forkd"),
         run: place("/run/forkd"),
         left_behind: Vec::new(),
@@ -87,6 +88,19 @@ fn a_good_host_has_nothing_to_say() {
     for check in judge(&good()) {
         assert_eq!(check.status, Status::Ok, "{check:?}");
         assert_eq!(check.remedy, None, "{check:?}");
+    }
+}
+
+#[test]
+fn a_host_whose_guests_have_no_ipv6_is_told_why() {
+    use Status::Warn;
+    for (v6, remedy) in [
+        (V6::Absent, "modprobe ipv6"),
+        (V6::Off, "disable_ipv6=0"),
+        (V6::NoRoute, "ip -6 route add default"),
+        (V6::NoForwarding, "all.forwarding=1"),
+    ] {
+        expect("guest IPv6", Warn, remedy, move |f| f.v6 = v6);
     }
 }
 
