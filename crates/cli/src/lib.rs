@@ -60,6 +60,7 @@ fn run(cli: Cli) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(forkd_daemon::log_in_colours())
         .with_writer(std::io::stderr);
     // A log that is there already is as good.
     let _ = log.try_init();

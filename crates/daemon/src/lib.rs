@@ -35,7 +35,7 @@ pub use engine::select as select_engine;
 pub use http::error::ApiError;
 pub use http::router::router;
 pub use paths::{NodePaths, PathArgs};
-pub use run::run_serve;
+pub use run::{log_in_colours, run_serve};
 pub use serve::{Error, open_node, serve, serve_with};
 pub use state::Options;
 

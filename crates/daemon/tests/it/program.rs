@@ -223,6 +223,7 @@ fn a_signal_ends_it_and_nothing_is_left_locked() {
     });
     assert!(status.unwrap().success(), "{}", daemon.log());
     assert!(daemon.log().contains("draining"), "{}", daemon.log());
+    assert!(!daemon.log().contains('\u{1b}'), "colours in a file");
 }
 
 #[test]
