@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use forkd_wire::api::error::ErrorBody;
 use forkd_wire::error::ErrorCode;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
@@ -216,9 +216,19 @@ async fn decode<T: DeserializeOwned>(response: Response<Body>) -> Result<T, Fail
 /// Turns an answer of 400 and above into what it says.
 async fn refusal(response: Response<Body>) -> Failure {
     let status = response.status();
+    let retry_after = response.headers().get(RETRY_AFTER);
+    // Of the two forms it has, a proxy may send the other, a date.
+    let retry_after: Option<u32> = retry_after.and_then(|secs| secs.to_str().ok()?.parse().ok());
     let bytes = collect(response.into_body()).await.unwrap_or_default();
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(&bytes) {
-        return from_body(body);
+        let failure = from_body(body);
+        return match (retry_after, failure.help().map(str::to_owned)) {
+            (None, _) => failure,
+            (Some(secs), None) => failure.with_help(format!("try again in {secs} s")),
+            (Some(secs), Some(help)) => {
+                failure.with_help(format!("{help}; the same may work in {secs} s"))
+            }
+        };
     }
     let text = String::from_utf8_lossy(&bytes);
     let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -235,7 +245,6 @@ pub fn from_body(body: ErrorBody) -> Failure {
             failure.with_help("give the daemon's token in FORKD_TOKEN or with --daemon-token")
         }
         (None, ErrorCode::Forbidden) => failure.with_help("use a token with a wider scope"),
-        (None, ErrorCode::Busy) => failure.with_help("try again in a moment"),
         (None, _) => failure,
     }
 }

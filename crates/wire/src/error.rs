@@ -76,6 +76,22 @@ codes! {
     InsufficientResources = "insufficient_resources", 507;
 }
 
+impl ErrorCode {
+    /// After how many seconds the same request may fare better without anybody having changed anything; `None` where it
+    /// will not. What an answer says in its `Retry-After`.
+    pub fn retry_after_secs(self) -> Option<u32> {
+        match self {
+            // What is under way ends.
+            Self::Busy => Some(1),
+            // Another daemon takes over.
+            Self::ShuttingDown => Some(5),
+            // Sandboxes end, and what they held is free.
+            Self::InsufficientResources => Some(10),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

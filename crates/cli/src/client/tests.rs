@@ -27,6 +27,29 @@ async fn a_refusal_is_passed_on() {
 }
 
 #[tokio::test]
+async fn when_to_try_again_is_told() {
+    let refuse = |remedy: Option<&'static str>| {
+        let body = json!({"error": "full", "code": "busy", "remedy": remedy});
+        (
+            StatusCode::TOO_MANY_REQUESTS,
+            [(RETRY_AFTER, "7")],
+            Json(body),
+        )
+    };
+    let router = Router::new()
+        .route("/x", get(move || async move { refuse(None) }))
+        .route("/y", get(move || async move { refuse(Some("kill some")) }));
+    let client = embedded(router);
+    for (path, help) in [
+        ("/x", "try again in 7 s"),
+        ("/y", "kill some; the same may work in 7 s"),
+    ] {
+        let failure = client.json::<()>(Method::GET, path).await.unwrap_err();
+        assert_eq!(failure.help(), Some(help));
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_daemon_is_told() {
     let router = Router::new().route("/x", get(|| async { (StatusCode::BAD_GATEWAY, "oh\n<b>") }));
     let failure = embedded(router)

@@ -6,6 +6,7 @@ use forkd_sandbox::spec::InvalidSpec;
 use forkd_wire::api::error::ErrorBody;
 use forkd_wire::error::ErrorCode;
 use http::StatusCode;
+use http::header::RETRY_AFTER;
 
 /// An answer that says what went wrong.
 #[derive(Debug, Clone)]
@@ -73,6 +74,9 @@ impl IntoResponse for ApiError {
         }
         let code = self.body.code;
         let mut response = (self.status, axum::Json(self.body)).into_response();
+        if let Some(secs) = code.retry_after_secs() {
+            response.headers_mut().insert(RETRY_AFTER, secs.into());
+        }
         response.extensions_mut().insert(Failed(code));
         response
     }

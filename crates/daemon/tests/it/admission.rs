@@ -17,7 +17,9 @@ async fn a_full_node_says_so_and_goes_on() {
     world.snapshot("base").await;
     let made = world.fork("base", 2).await;
     let body = json!({"snapshot_tag": "base"});
-    let refused = world.post("/v1/sandboxes", body.clone()).await.expect(429);
+    let refused = world.post("/v1/sandboxes", body.clone()).await;
+    assert_eq!(refused.headers["retry-after"], "1");
+    let refused = refused.expect(429);
     assert_eq!(refused["code"], "busy");
     assert_eq!(
         refused["error"],
@@ -77,6 +79,7 @@ async fn virtual_cpus_of_taken_over_sandboxes_count() {
     let answer = world
         .post("/v1/sandboxes", json!({"snapshot_tag": "base"}))
         .await;
+    assert_eq!(answer.headers["retry-after"], "1");
     let refused = answer.expect(429);
     let said = refused["error"].as_str().unwrap();
     let there = format!("have {cpus} virtual CPUs and may have {cpus}, {cpus} more");
@@ -90,6 +93,7 @@ async fn memory_that_is_kept_is_not_given() {
     let answer = world
         .post("/v1/snapshots", world.snapshot_body("base"))
         .await;
+    assert_eq!(answer.headers["retry-after"], "10");
     let refused = answer.expect(507);
     assert_eq!(refused["code"], "insufficient_resources");
     let said = refused["error"].as_str().unwrap();
