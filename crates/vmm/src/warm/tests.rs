@@ -1,3 +1,5 @@
+//! The mappings of this very process, before and after.
+
 use std::os::unix::fs::FileExt as _;
 
 use super::*;
