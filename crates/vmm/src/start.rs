@@ -226,6 +226,7 @@ fn load(
     })?;
     let memory = load_memory(snapshot)?;
     let disks = open_disks(&snapshot.disks)?;
+    warm::forget();
     let frozen = Frozen::rehearse(&host, &memory, state)?;
     let template = Template {
         host: Arc::new(host),

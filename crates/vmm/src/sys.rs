@@ -226,6 +226,15 @@ impl Interrupt {
     }
 }
 
+/// Unmaps the pages of a mapping of code, given by its first address and its end. They come back from the program's
+/// file as they are run.
+pub fn forget_code(start: u64, end: u64) {
+    let (start, len) = (start as *mut libc::c_void, (end - start) as usize);
+    // SAFETY: the range is a private mapping of a file that nobody writes to, so what is read from it, and run, is the
+    // same before and after. The kernel refuses ranges that it cannot do this to.
+    unsafe { libc::madvise(start, len, libc::MADV_DONTNEED) };
+}
+
 /// A thread of this process.
 ///
 /// Not the standard library's: its alternate signal stack, handle and bookkeeping would cost every fork two

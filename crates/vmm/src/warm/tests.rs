@@ -8,9 +8,19 @@ use super::*;
 fn only_code_and_constants_of_files_are_chosen() {
     let chosen = |line| program_mapping(line);
     let code = "555500001000-555500002000 r-xp 00001000 fe:00 42   /usr/bin/forkd-vmm";
-    assert_eq!(chosen(code), Some(0x5555_0000_1000));
+    let (start, end) = (0x5555_0000_1000, 0x5555_0000_2000);
+    let is_code = true;
+    assert_eq!(
+        chosen(code),
+        Some(Mapping {
+            start,
+            end,
+            is_code
+        })
+    );
     let constants = "555500000000-555500001000 r--p 00000000 fe:00 42   /a path/with spaces";
-    assert_eq!(chosen(constants), Some(0x5555_0000_0000));
+    let found = chosen(constants).unwrap();
+    assert!(found.end == start && !found.is_code);
     for other in [
         // Data; guest memory; a mapping shared with others; the vdso; a guard; nothing.
         "555500003000-555500004000 rw-p 00003000 fe:00 42   /usr/bin/forkd-vmm",
@@ -46,6 +56,7 @@ fn own_code() -> Vec<(u64, u64, u64)> {
 
 #[test]
 fn each_mapping_of_code_gets_one_page_that_reads_as_before() {
+    forget();
     up();
     let code = own_code();
     assert!(!code.is_empty());
