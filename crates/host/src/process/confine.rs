@@ -24,6 +24,10 @@ pub struct Confinement {
     pub root: Option<Root>,
     /// Whom it runs as, without any capability. Needs root.
     pub user: Option<User>,
+    /// With a root of its own, it still runs in the network namespace it is started in, instead of an empty one.
+    pub given_network: bool,
+    /// It may make sockets, of the UNIX family alone: no other leads out of it, whatever network it is in.
+    pub own_sockets: bool,
     /// The most bytes a file that it writes may have.
     pub file_bytes: u64,
     /// The most files it may have open.
@@ -44,6 +48,8 @@ pub struct User {
 /// A confinement as values that need no allocation after the fork.
 pub(super) struct Prepared {
     root: Option<RawFd>,
+    given_network: bool,
+    own_sockets: bool,
     user: Option<(u32, Vec<Gid>)>,
     file_bytes: u64,
     open_files: u64,
@@ -58,6 +64,8 @@ impl Prepared {
         let user = confinement.user.as_ref();
         Ok(Prepared {
             root: confinement.root.as_ref().map(|r| r.as_fd().as_raw_fd()),
+            given_network: confinement.given_network,
+            own_sockets: confinement.own_sockets,
             user: user.map(|u| (u.id, u.groups.iter().map(|g| Gid::from_raw(*g)).collect())),
             file_bytes: confinement.file_bytes,
             open_files: confinement.open_files,
@@ -72,10 +80,17 @@ impl Prepared {
         self.root.is_some()
     }
 
+    /// Whether the process runs in the network namespace it is started in.
+    pub(super) fn keeps_network(&self) -> bool {
+        self.root.is_none() || self.given_network
+    }
+
     /// In the child: everything but the filter. Raw system calls only.
     pub(super) fn enter(&self) -> io::Result<()> {
         if let Some(root) = self.root {
-            sys::unshare_own(UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
+            let mut own = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+            own.set(UnshareFlags::NEWNET, !self.given_network);
+            sys::unshare_own(own)?;
             // Comes with its root directory as root and working directory.
             let root = sys::borrow_in_child(root);
             rustix::thread::move_into_link_name_space(root, Some(LinkNameSpaceType::Mount))?;
@@ -100,7 +115,10 @@ impl Prepared {
             // The kernel has set errno; the error's own text would have to be allocated.
             seccompiler::apply_filter(filter).map_err(|_| io::Error::last_os_error())
         };
-        install(&self.filters.allowed)?;
+        install(match self.own_sockets {
+            true => &self.filters.allowed_with_sockets,
+            false => &self.filters.allowed,
+        })?;
         install(&self.filters.deadly)
     }
 }

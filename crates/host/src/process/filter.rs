@@ -16,6 +16,8 @@ use seccompiler::{
 pub(super) struct Filters {
     /// Lets the listed calls pass.
     pub(super) allowed: BpfProgram,
+    /// The same, and sockets of the UNIX family.
+    pub(super) allowed_with_sockets: BpfProgram,
     /// Ends the process at the listed calls.
     pub(super) deadly: BpfProgram,
 }
@@ -31,8 +33,14 @@ pub(super) fn filters() -> io::Result<&'static Filters> {
 
 fn compile() -> Result<Filters, seccompiler::BackendError> {
     let always = |calls: &[i64]| calls.iter().map(|call| (*call, Vec::new())).collect();
-    let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
-    let allowed = filter(always(ALLOWED), unknown, SeccompAction::Allow)?;
+    let unknown = || SeccompAction::Errno(libc::ENOSYS as u32);
+    let allowed = filter(always(ALLOWED), unknown(), SeccompAction::Allow)?;
+    let mut with_sockets: BTreeMap<i64, Vec<SeccompRule>> = always(ALLOWED);
+    with_sockets.append(&mut always(SOCKETS));
+    let local = libc::AF_UNIX as u64;
+    let local = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, local)?;
+    with_sockets.insert(libc::SYS_socket, vec![SeccompRule::new(vec![local])?]);
+    let allowed_with_sockets = filter(with_sockets, unknown(), SeccompAction::Allow)?;
     let mut deadly: BTreeMap<i64, Vec<SeccompRule>> = always(DEADLY);
     // A thread is fine, a process is not.
     let thread = libc::CLONE_THREAD as u64;
@@ -40,7 +48,11 @@ fn compile() -> Result<Filters, seccompiler::BackendError> {
     let no_thread = SeccompCondition::new(0, SeccompCmpArgLen::Dword, no_thread, 0)?;
     deadly.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?]);
     let deadly = filter(deadly, SeccompAction::Allow, SeccompAction::KillProcess)?;
-    Ok(Filters { allowed, deadly })
+    Ok(Filters {
+        allowed,
+        allowed_with_sockets,
+        deadly,
+    })
 }
 
 fn filter(
@@ -207,6 +219,10 @@ const ALLOWED: &[i64] = &[
     libc::SYS_uname,
     libc::SYS_wait4,
 ];
+
+/// What a program needs besides that listens on sockets of its own; and what the C library of one that is linked
+/// statically does instead of `tgkill`.
+const SOCKETS: &[i64] = &[libc::SYS_bind, libc::SYS_connect, libc::SYS_tkill];
 
 /// Calls that nobody makes by mistake.
 const DEADLY: &[i64] = &[

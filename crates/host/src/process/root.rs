@@ -13,6 +13,10 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::sys;
 
+mod lend;
+
+pub use lend::Lent;
+
 /// Where a root may be put together, in a mount namespace that nobody else sees: directories that are there
 /// anyway. One that hides none of the files is taken.
 const PLACES: [&str; 5] = ["/mnt", "/media", "/srv", "/opt", "/tmp"];
@@ -56,39 +60,74 @@ impl AsFd for Root {
     }
 }
 
+/// What a root holds, besides a `/proc` in which a process sees only itself.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// Files, read-only and under their own names.
+    pub files: Vec<PathBuf>,
+    /// Files, read-only and directly below the root under these names.
+    pub renamed: Vec<(PathBuf, &'static str)>,
+    /// Devices like these, below `/dev` as they are there.
+    pub devices: Vec<PathBuf>,
+    /// Names directly below the root that files can be [lent](Root::lend) under.
+    pub file_names: Vec<&'static str>,
+    /// The same for directories.
+    pub dir_names: Vec<&'static str>,
+}
+
 impl Root {
-    /// A root with these files, read-only and under their own names, and with a `/proc` in which a process sees
-    /// only itself. Devices like `devices` are below `/dev`.
-    pub fn make(files: &[PathBuf], devices: &[PathBuf]) -> Result<Root, Error> {
-        let work = || {
+    /// A root that holds this.
+    pub fn make(contents: &Contents) -> Result<Root, Error> {
+        in_new_thread(|| {
             let unshared = sys::unshare_own(rustix::thread::UnshareFlags::NEWNS);
             unshared.map_err(at("leave the host's mounts"))?;
-            build(files, devices)?;
-            let made = File::open("/proc/thread-self/ns/mnt");
-            made.map_err(at("name the new root"))
-        };
-        let thread = std::thread::Builder::new().name("forkd-root".to_owned());
-        let made = std::thread::scope(|scope| {
-            let thread = thread.spawn_scoped(scope, work);
-            match thread.map_err(at("start a thread"))?.join() {
-                Ok(made) => made,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })?;
-        Ok(Root(Arc::new(made.into())))
+            build(contents)?;
+            own()
+        })
     }
 }
 
-fn build(files: &[PathBuf], devices: &[PathBuf]) -> Result<(), Error> {
+/// The root that this thread is in.
+fn own() -> Result<Root, Error> {
+    let made = File::open("/proc/thread-self/ns/mnt").map_err(at("name the new root"))?;
+    Ok(Root(Arc::new(made.into())))
+}
+
+/// A thread has its own namespaces, and takes them along when it ends.
+fn in_new_thread<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let thread = std::thread::Builder::new().name("forkd-root".to_owned());
+    std::thread::scope(|scope| {
+        let thread = thread.spawn_scoped(scope, work);
+        match thread.map_err(at("start a thread"))?.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn build(contents: &Contents) -> Result<(), Error> {
+    let devices = &contents.devices;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(at("make mounts private"))?;
-    let place = place(files, devices)?;
+    let place = place(contents)?;
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     let options = c"mode=0755,size=1m";
     let mounted = rustix::mount::mount("forkd-root", place, "tmpfs", safe, Some(options));
     mounted.map_err(at("mount an empty root"))?;
-    for file in files {
-        bind(place, file, safe)?;
+    for file in &contents.files {
+        let name = file
+            .strip_prefix("/")
+            .map_err(|_| file_error("use", file)(io::Error::from(io::ErrorKind::InvalidInput)))?;
+        bind(place, file, name, safe)?;
+    }
+    for (file, name) in &contents.renamed {
+        bind(place, file, Path::new(name), safe)?;
+    }
+    for name in &contents.file_names {
+        File::create_new(place.join(name)).map_err(at("keep a name in the new root"))?;
+    }
+    for name in &contents.dir_names {
+        fs::create_dir(place.join(name)).map_err(at("keep a name in the new root"))?;
     }
     if !devices.is_empty() {
         make_devices(&place.join("dev"), devices)?;
@@ -114,8 +153,13 @@ fn make_devices(dir: &Path, devices: &[PathBuf]) -> Result<(), Error> {
     for device in devices {
         let failed = || file_error("make the device", device);
         let like = fs::metadata(device).map_err(failed())?;
-        let name = device.file_name().ok_or(io::ErrorKind::InvalidInput);
-        let path = dir.join(name.map_err(|kind| failed()(kind.into()))?);
+        let name = device.strip_prefix("/dev");
+        let path = dir.join(name.map_err(|_| failed()(io::ErrorKind::InvalidInput.into()))?);
+        if let Some(parent) = path.parent() {
+            let mut builder = DirBuilder::new();
+            let made = builder.recursive(true).mode(0o755).create(parent);
+            made.map_err(failed())?;
+        }
         let kind = rustix::fs::FileType::from_raw_mode(like.mode());
         let mode = rustix::fs::Mode::from_raw_mode(0o666);
         let made = rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, like.rdev());
@@ -143,17 +187,18 @@ fn enter(place: &Path) -> io::Result<()> {
     Ok(rustix::process::chdir("/")?)
 }
 
-fn place(files: &[PathBuf], devices: &[PathBuf]) -> Result<&'static Path, Error> {
-    let hides = |place: &Path| files.iter().chain(devices).any(|f| f.starts_with(place));
+fn place(contents: &Contents) -> Result<&'static Path, Error> {
+    let renamed = contents.renamed.iter().map(|(file, _)| file);
+    let files = contents.files.iter().chain(renamed);
+    let files = files.chain(&contents.devices);
+    let hides = |place: &Path| files.clone().any(|f| f.starts_with(place));
     let mut places = PLACES.iter().map(Path::new);
     let found = places.find(|place| place.is_dir() && !hides(place));
     found.ok_or_else(|| at("find a place for an empty root")(io::ErrorKind::NotFound))
 }
 
-fn bind(place: &Path, file: &Path, flags: MountFlags) -> Result<(), Error> {
+fn bind(place: &Path, file: &Path, name: &Path, flags: MountFlags) -> Result<(), Error> {
     let failed = |step| file_error(step, file);
-    let name = file.strip_prefix("/");
-    let name = name.map_err(|_| failed("use")(io::ErrorKind::InvalidInput.into()))?;
     let target = place.join(name);
     if let Some(parent) = target.parent() {
         let mut builder = DirBuilder::new();

@@ -52,8 +52,8 @@ pub struct Spawn {
     pub cgroup: Option<OwnedFd>,
     /// A network namespace to start in.
     pub netns: Option<OwnedFd>,
-    /// How the process is confined. Then it has no environment either, and nothing of `netns`: a confined
-    /// process with a root of its own has an empty network of its own.
+    /// How the process is confined. Then it has no environment either, and nothing of `netns` unless its
+    /// confinement says so: a confined process with a root of its own has an empty network of its own.
     pub confine: Option<Confinement>,
 }
 
@@ -123,7 +123,8 @@ fn start_here(spawn: Spawn) -> Result<Process, Error> {
     let confine = confine.map_err(failed)?;
     let own_pids = confine.as_ref().is_some_and(Prepared::own_pids);
     let confined = confine.is_some();
-    let netns = spawn.netns.as_ref().filter(|_| !own_pids);
+    let keeps_network = confine.as_ref().is_none_or(Prepared::keeps_network);
+    let netns = spawn.netns.as_ref().filter(|_| keeps_network);
     let steps = Steps {
         inherit: spawn.inherit.iter().map(AsRawFd::as_raw_fd).collect(),
         parent,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use super::super::root::{Root, with_libraries};
+use super::super::root::{Contents, Root, with_libraries};
 use super::super::{Confinement, Exit, Process, Spawn, Stdio, User};
 use super::{PATIENCE, sys};
 
@@ -24,9 +24,15 @@ const NAMESPACES: [&str; 5] = ["mnt", "net", "ipc", "uts", "pid"];
 
 fn confinement(user: u32) -> Confinement {
     let this = std::env::current_exe().unwrap();
-    let root = Root::make(&with_libraries(&this).unwrap(), &["/dev/zero".into()]).unwrap();
+    let root = Root::make(&Contents {
+        files: with_libraries(&this).unwrap(),
+        devices: vec!["/dev/zero".into()],
+        ..Contents::default()
+    });
     Confinement {
-        root: Some(root),
+        root: Some(root.unwrap()),
+        given_network: false,
+        own_sockets: false,
         user: Some(User {
             id: user,
             groups: vec![],
