@@ -1,11 +1,10 @@
-//! The guest's console, from QEMU's socket into a file that a talkative guest cannot grow without end.
+//! The guest's console, from a socket or pipe into a file that a talkative guest cannot grow without end.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes the file may have; beyond them its older half goes.
 const SIZE_MAX: u64 = 1 << 20;
@@ -14,7 +13,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// A file that keeps the end of what is written to it.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     file: File,
     size: u64,
@@ -22,7 +21,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens or creates the file; goes on at its end.
-    pub(super) fn open(path: &Path) -> io::Result<Log> {
+    pub(crate) fn open(path: &Path) -> io::Result<Log> {
         let mut file = File::options()
             .create(true)
             .append(true)
@@ -33,7 +32,7 @@ impl Log {
         Ok(Log { path, file, size })
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.size + bytes.len() as u64 > SIZE_MAX {
             self.halve()?;
         }
@@ -57,12 +56,12 @@ impl Log {
     }
 }
 
-/// Writes down what comes until the socket ends. A file that cannot be written loses console, no more:
-/// the socket is read on, so that the guest never waits.
-pub(super) async fn pump(mut socket: UnixStream, path: PathBuf) {
+/// Writes down what comes until the channel ends. A file that cannot be written loses console, no more:
+/// the channel is read on, so that the guest never waits.
+pub(crate) async fn pump(mut channel: impl AsyncRead + Unpin, path: PathBuf) {
     let mut log = Log::open(&path);
     let mut buffer = vec![0; CHUNK];
-    while let Ok(read @ 1..) = socket.read(&mut buffer).await {
+    while let Ok(read @ 1..) = channel.read(&mut buffer).await {
         // Short writes into the page cache; a thread's hop would cost more.
         let Ok(open) = &mut log else { continue };
         if let Err(error) = open.write(&buffer[..read]) {

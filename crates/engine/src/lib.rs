@@ -20,18 +20,22 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 mod blocking;
 mod child;
+mod console;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod error;
 pub mod fake;
 mod fd;
+mod jail;
 pub mod kvm;
 pub mod link;
+mod memory;
 mod output;
 pub mod qemu;
 mod record;
 mod rundir;
 pub mod select;
+mod statefile;
 
 pub use error::Error;
 

@@ -9,13 +9,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use forkd_host::sparse;
 use forkd_wire::layer::{self, Kind};
 use rustix::fs::{Advice, MemfdFlags, SealFlags};
 
-use super::persist::Record;
-use super::vm::Ram;
 use crate::rundir::failed;
 use crate::{Error, LayerFiles, SnapshotFiles};
 use forkd_host::chain;
@@ -31,18 +30,42 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
 
+/// Where a VM's RAM is.
+#[derive(Debug, Clone)]
+pub(crate) enum Ram {
+    /// In this file.
+    Shared(Arc<File>, PathBuf),
+    /// In this file, except for the pages that the VM wrote.
+    Private(Arc<File>, PathBuf),
+}
+
+impl Ram {
+    /// Opens the file.
+    pub(crate) fn open(path: &Path, shared: bool) -> io::Result<Ram> {
+        Ok(Ram::new(File::open(path)?, path, shared))
+    }
+
+    pub(crate) fn new(file: File, path: &Path, shared: bool) -> Ram {
+        let (file, path) = (Arc::new(file), path.to_owned());
+        match shared {
+            true => Ram::Shared(file, path),
+            false => Ram::Private(file, path),
+        }
+    }
+}
+
 /// A part of guest RAM in a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// In guest RAM, bytes.
-    pub(super) guest: Range<u64>,
+    pub(crate) guest: Range<u64>,
     /// Where it begins in the process.
-    pub(super) address: u64,
+    pub(crate) address: u64,
 }
 
 /// The RAM of a forked VM.
 #[derive(Debug)]
-pub(super) struct PrivateRam {
+pub(crate) struct PrivateRam {
     pid: u32,
     mem: File,
     pagemap: File,
@@ -52,7 +75,7 @@ pub(super) struct PrivateRam {
 
 impl PrivateRam {
     /// Finds the RAM of a process that maps `base` privately.
-    pub(super) fn find(pid: u32, base: &File) -> Result<PrivateRam, Error> {
+    pub(crate) fn find(pid: u32, base: &File) -> Result<PrivateRam, Error> {
         let open = |name: &str| {
             let path = PathBuf::from(format!("/proc/{pid}/{name}"));
             File::open(&path).map_err(failed("open", &path))
@@ -132,7 +155,7 @@ impl PrivateRam {
     }
 
     /// Writes the private pages as a layer. Answers the bytes of data.
-    pub(super) fn save_layer(&self, files: &LayerFiles) -> Result<u64, Error> {
+    pub(crate) fn save_layer(&self, files: &LayerFiles) -> Result<u64, Error> {
         let memory = create(&files.memory, self.size)?;
         let refused = |error: layer::Error| Error::Control {
             step: "save memory",
@@ -155,7 +178,7 @@ impl PrivateRam {
     }
 
     /// Writes the private pages over a copy of the base. Answers the bytes of data.
-    pub(super) fn save_over(&self, copy: &File, path: &Path) -> Result<u64, Error> {
+    pub(crate) fn save_over(&self, copy: &File, path: &Path) -> Result<u64, Error> {
         let mut written = 0;
         self.for_private(|offset, bytes, kind| match kind {
             Kind::Zero => sparse::clear(copy, offset..offset + bytes.len() as u64)
@@ -198,7 +221,7 @@ fn by_kind(
 
 /// The private writable mappings of the file with this inode number, by offset in the file. Its device
 /// is not compared: some file systems show another one there.
-pub(super) fn parse_maps(maps: &str, inode: u64) -> Vec<Part> {
+pub(crate) fn parse_maps(maps: &str, inode: u64) -> Vec<Part> {
     let parse = |line: &str| -> Option<Part> {
         let mut fields = line.split_ascii_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
@@ -217,18 +240,18 @@ pub(super) fn parse_maps(maps: &str, inode: u64) -> Vec<Part> {
 }
 
 /// The RAM of a VM whose memory file has lost its name: the kernel still knows it by its mapping.
-pub(super) fn mapped_ram(pid: u32, record: &Record) -> io::Result<Ram> {
+pub(crate) fn mapped_ram(pid: u32, path: &Path, shared: bool) -> io::Result<Ram> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let name = record.ram.to_string_lossy();
+    let name = path.to_string_lossy();
     let line = maps.lines().find(|line| line.contains(&*name));
     let range = line.and_then(|line| line.split_ascii_whitespace().next());
     let range = range.ok_or(io::ErrorKind::NotFound)?;
     let file = File::open(format!("/proc/{pid}/map_files/{range}"))?;
-    Ok(Ram::new(file, &record.ram, record.shared))
+    Ok(Ram::new(file, path, shared))
 }
 
 /// Copies a memory file, leaving out zero pages. Answers the bytes written.
-pub(super) fn copy_new(from: &File, from_path: &Path, to: &Path) -> Result<(File, u64), Error> {
+pub(crate) fn copy_new(from: &File, from_path: &Path, to: &Path) -> Result<(File, u64), Error> {
     let copy = create(to, 0)?;
     let copied = sparse::copy(from, &copy).map_err(sparse_failed("copy", from_path))?;
     let bytes = match copied {
@@ -242,7 +265,7 @@ pub(super) fn copy_new(from: &File, from_path: &Path, to: &Path) -> Result<(File
 }
 
 /// Lays a snapshot's layers over its base, into a new file. Answers that, open for reading.
-pub(super) fn flatten(files: &SnapshotFiles, size: u64, to: &Path) -> Result<File, Error> {
+pub(crate) fn flatten(files: &SnapshotFiles, size: u64, to: &Path) -> Result<File, Error> {
     let base = open_memory(&files.memory, size)?;
     let (flat, _) = copy_new(&base, &files.memory, to)?;
     apply(files, size, &flat)?;
@@ -251,7 +274,7 @@ pub(super) fn flatten(files: &SnapshotFiles, size: u64, to: &Path) -> Result<Fil
 
 /// A snapshot's memory, layers and all, in a file of no directory that nobody can write any more. It takes RAM
 /// as long as it is open or mapped.
-pub(super) fn seal(files: &SnapshotFiles, size: u64, name: &str) -> Result<File, Error> {
+pub(crate) fn seal(files: &SnapshotFiles, size: u64, name: &str) -> Result<File, Error> {
     let base = open_memory(&files.memory, size)?;
     let at = |step| move |errno: rustix::io::Errno| failed(step, &sealed_path(name))(errno.into());
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -267,7 +290,7 @@ pub(super) fn seal(files: &SnapshotFiles, size: u64, name: &str) -> Result<File,
 }
 
 /// The kernel's name for the file that [`seal`] makes, in `/proc/<pid>/maps`.
-pub(super) fn sealed_path(name: &str) -> PathBuf {
+pub(crate) fn sealed_path(name: &str) -> PathBuf {
     format!("/memfd:{}", sealed_name(name)).into()
 }
 
@@ -293,7 +316,7 @@ fn read_index(path: &Path, size: u64) -> Result<layer::Index, Error> {
 }
 
 /// Opens a memory file, which must have the size of the machine's RAM.
-pub(super) fn open_memory(path: &Path, size: u64) -> Result<File, Error> {
+pub(crate) fn open_memory(path: &Path, size: u64) -> Result<File, Error> {
     let file = File::open(path).map_err(failed("open", path))?;
     let found = file.metadata().map_err(failed("open", path))?.len();
     if found != size {
@@ -311,7 +334,7 @@ fn unusable(path: &Path, problem: String) -> Error {
 }
 
 /// Creates a file of this size that holds nothing.
-pub(super) fn create(path: &Path, size: u64) -> Result<File, Error> {
+pub(crate) fn create(path: &Path, size: u64) -> Result<File, Error> {
     let mut options = File::options();
     let file = options.read(true).write(true).create_new(true).open(path);
     let file = file.map_err(failed("create", path))?;

@@ -24,11 +24,8 @@ use tokio::sync::{OnceCell, Semaphore};
 
 mod arguments;
 mod client;
-mod console;
 mod facts;
-mod jail;
 mod launch;
-mod memory;
 mod names;
 mod network;
 mod persist;
@@ -38,24 +35,27 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod vm;
+mod walls;
 
 use facts::Version;
-use jail::{Jail, Walls};
 use launch::{First, Plan};
 use names::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD};
 use network::Nowhere;
-use persist::{Record, Shape};
+use persist::Record;
 use process::Monitor;
 use template::QemuTemplate;
-use vm::{QemuVm, Ram};
+use vm::QemuVm;
 
+use crate::jail::{Jail, Walls};
+use crate::memory::{self, Ram};
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
+use crate::statefile::Shape;
 use crate::{
     BootSpec, Capabilities, Enforcement, Engine, Error, ProcessIdentity, SlotHandles, Template,
     TemplateSpec, Vm, blocking,
 };
-use crate::{child, record};
+use crate::{child, console, record};
 use forkd_host::chain;
 
 /// The engine's name.
@@ -106,7 +106,9 @@ struct Setup {
 
 impl Setup {
     async fn walls(&self) -> &Walls {
-        self.jail.walls(&self.program, self.accel).await
+        let accel = self.accel;
+        let contents = move |program: &Path| walls::contents(program, accel);
+        self.jail.walls(&self.program, &walls::KIND, contents).await
     }
 }
 
@@ -317,7 +319,7 @@ fn find(identity: ProcessIdentity, id: &str, run_dir: &Path) -> Result<Option<Fo
         .filter(|r: &Record| r.id == id)
         .ok_or_else(damaged)?;
     let ram = Ram::open(&record.ram, record.shared);
-    let ram = ram.or_else(|_| memory::mapped_ram(identity.pid, &record));
+    let ram = ram.or_else(|_| memory::mapped_ram(identity.pid, &record.ram, record.shared));
     let ram = ram.map_err(failed("open", &record.ram))?;
     Ok(Some((process, RunDir::open(run_dir)?, record, ram)))
 }

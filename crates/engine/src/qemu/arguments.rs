@@ -10,7 +10,7 @@ use forkd_wire::agent::AGENT_SERIAL_PORT;
 use serde_json::json;
 
 use super::Accel;
-use super::jail::SANDBOX;
+use super::walls::SANDBOX;
 use crate::MachineSpec;
 
 /// Translated guest code that is kept, MiB. Counts to every VM's private memory as it fills.

@@ -10,15 +10,16 @@ use forkd_host::process::{self as host, Process, Spawn, Stdio, User};
 use tokio::net::UnixStream;
 
 use super::arguments::{Launch, Sockets, Start, arguments, inherited};
-use super::jail::Walls;
 use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
 use super::process::Monitor;
 use super::request::Command;
-use super::{Setup, console, missing};
+use super::{Setup, missing};
 use crate::child::Guard;
+use crate::jail::Walls;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
-use crate::{Error, Lifetime, MachineSpec, SlotHandles, blocking};
+use crate::statefile::DEVICES_MAX;
+use crate::{Error, Lifetime, MachineSpec, SlotHandles, blocking, console};
 
 /// A process to start.
 #[derive(Debug)]
@@ -128,7 +129,7 @@ fn spawn(plan: Plan) -> Result<Started, Error> {
         die_with_parent: plan.lifetime == Lifetime::DieWithParent,
         cgroup: plan.slot.cgroup,
         netns: plan.slot.netns,
-        confine: plan.walls.confinement(plan.user),
+        confine: plan.walls.confinement(plan.user, DEVICES_MAX),
         ..Spawn::new(program, args)
     });
     let guard = Guard::new(process.map_err(|error| not_started(program, error))?);

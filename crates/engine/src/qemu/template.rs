@@ -9,13 +9,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use super::jail::Walls;
 use super::launch::{self, First, Plan};
 use super::names::RECORD;
-use super::persist::{Record, Shape, StateFile};
-use super::vm::{QemuVm, Ram};
-use super::{Setup, arguments, memory};
+use super::persist::{Record, STATE};
+use super::vm::QemuVm;
+use super::{Setup, arguments};
+use crate::jail::Walls;
+use crate::memory::{self, Ram};
 use crate::rundir::failed;
+use crate::statefile::{Shape, StateFile};
 use crate::{
     Error, ForkSpec, MachineSpec, ProcessIdentity, SlotHandles, Template, TemplateSpec, Vm,
     blocking,
@@ -51,7 +53,7 @@ impl QemuTemplate {
         walls: Walls,
         gate: Arc<Semaphore>,
     ) -> Result<QemuTemplate, Error> {
-        let state = StateFile::open(&spec.files.state, &spec.machine)?;
+        let state = STATE.open(&spec.files.state, &spec.machine)?;
         let size = Shape::of(&spec.machine).memory_bytes();
         let own_ram = !walls.strong() && !spec.files.layers.is_empty();
         let (ram, ram_path) = if walls.strong() {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
@@ -14,12 +14,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-use super::memory::{self, PrivateRam};
 use super::names::{AGENT, CONSOLE_LOG, DEVICES};
-use super::persist::{self, Shape};
+use super::persist::STATE;
 use super::process::Monitor;
 use super::request::{Command, Status};
+use crate::memory::{self, PrivateRam, Ram};
 use crate::rundir::{RunDir, failed};
+use crate::statefile::Shape;
 use crate::{
     Error, Exit, GuestStream, ProcessIdentity, SaveMemory, SaveReport, SaveSpec, Vm, blocking, link,
 };
@@ -43,15 +44,6 @@ struct Inner {
     turn: Mutex<()>,
     /// The connection to the agent, while somebody has it.
     dialled: Mutex<Weak<UnixStream>>,
-}
-
-/// Where a VM's RAM is.
-#[derive(Debug, Clone)]
-pub(super) enum Ram {
-    /// In this file.
-    Shared(Arc<File>, PathBuf),
-    /// In this file, except for the pages that the VM wrote.
-    Private(Arc<File>, PathBuf),
 }
 
 impl QemuVm {
@@ -182,7 +174,7 @@ impl Inner {
         let (inner, state) = (Arc::clone(self), spec.state.clone());
         blocking::run(move || {
             let devices = inner.run_dir.file(DEVICES);
-            persist::write_state(&devices, &inner.shape, &state)
+            STATE.write(&devices, &inner.shape, &state)
         })
         .await?;
         Ok(SaveReport {
@@ -252,21 +244,6 @@ fn paths_of(spec: &SaveSpec) -> Vec<PathBuf> {
         SaveMemory::Layer(files) => paths.extend([files.memory.clone(), files.index.clone()]),
     }
     paths
-}
-
-impl Ram {
-    /// Opens the file.
-    pub(super) fn open(path: &Path, shared: bool) -> io::Result<Ram> {
-        Ok(Ram::new(File::open(path)?, path, shared))
-    }
-
-    pub(super) fn new(file: File, path: &Path, shared: bool) -> Ram {
-        let (file, path) = (Arc::new(file), path.to_owned());
-        match shared {
-            true => Ram::Shared(file, path),
-            false => Ram::Private(file, path),
-        }
-    }
 }
 
 /// The agent's socket, shared with the VM, which ends it when somebody else dials.
