@@ -2,13 +2,18 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forkd_host::process::{self as host, Process};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::{Error, ProcessIdentity};
+use crate::output::Output;
+use crate::rundir::failed;
+use crate::{Error, Exit, ProcessIdentity};
 use forkd_host::chain;
 
 /// How long a killed process may take to be gone.
@@ -45,6 +50,139 @@ impl Drop for Guard {
                 tracing::error!(%error, "a process of a VM may be left over");
             }
         }
+    }
+}
+
+/// A process that is watched to its end. Until [`Watched::keep`] is called, letting go kills it.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    process: Arc<Process>,
+    output: Arc<Output>,
+    exit: watch::Receiver<Option<Exit>>,
+    kept: AtomicBool,
+}
+
+impl Watched {
+    /// Watches a process. `meaning` says of its end how the VM ended; before it is asked, what is `seen` of the
+    /// process is waited for a little, until `closed` holds.
+    pub(crate) fn attach<T: Send + Sync + 'static>(
+        process: Process,
+        output: Arc<Output>,
+        mut seen: watch::Receiver<T>,
+        closed: fn(&T) -> bool,
+        meaning: impl FnOnce(Option<host::Exit>, &T) -> Exit + Send + 'static,
+    ) -> Result<Watched, Error> {
+        let process = Arc::new(process);
+        if let Err(error) = process.set_oom_score_adj(OOM_SCORE) {
+            tracing::debug!(%error, "out-of-memory score stays as it is");
+        }
+        let pidfd = process.pidfd().try_clone_to_owned();
+        let pidfd = pidfd.and_then(crate::fd::readable);
+        let (tell, exit) = watch::channel(None);
+        let watched = Watched {
+            process: Arc::clone(&process),
+            output,
+            exit,
+            kept: AtomicBool::new(false),
+        };
+        let pid = process.identity().pid;
+        let pidfd = pidfd.map_err(failed("watch", Path::new(&format!("/proc/{pid}"))))?;
+        tokio::spawn(async move {
+            let exit = match ended(&process, &pidfd, &mut seen, closed).await {
+                Ok(exit) => meaning(exit, &seen.borrow()),
+                Err(_) => Exit::Unknown,
+            };
+            tracing::debug!(pid, ?exit, "a VM's process ended");
+            tell.send_replace(Some(exit));
+        });
+        Ok(watched)
+    }
+
+    /// From now on, letting go of this value leaves the process alone.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn identity(&self) -> ProcessIdentity {
+        let identity = self.process.identity();
+        ProcessIdentity {
+            pid: identity.pid,
+            start_ticks: identity.start_ticks,
+        }
+    }
+
+    /// The error of a process that closed its control socket.
+    pub(crate) async fn gone(&self, step: &'static str) -> Error {
+        match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
+            Ok(exit) => Error::Exited {
+                exit: describe(&exit),
+                output: self.output.last_words(LAST_WORDS).await,
+            },
+            Err(_) => Error::Control {
+                step,
+                detail: "its control socket is closed".to_owned(),
+            },
+        }
+    }
+
+    /// Whether the process is gone already.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// The error if the process is gone already.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        match self.has_ended() {
+            true => Err(self.gone("use").await),
+            false => Ok(()),
+        }
+    }
+
+    /// Kills the process and waits until it is gone.
+    pub(crate) async fn kill(&self) -> Result<(), Error> {
+        self.process.kill().map_err(|error| Error::Control {
+            step: "kill",
+            detail: chain(&error),
+        })?;
+        match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Timeout {
+                step: "end when killed",
+                millis: KILL_LIMIT.as_millis() as u64,
+            }),
+        }
+    }
+
+    /// Waits until the process is gone.
+    pub(crate) async fn exited(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or(Exit::Unknown),
+            // The watcher is gone: the runtime is being shut down.
+            Err(_) => Exit::Unknown,
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Relaxed)
+            && let Err(error) = self.process.kill()
+        {
+            tracing::error!(%error, "a VM's process is left over");
+        }
+    }
+}
+
+fn describe(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("status {code}"),
+        Exit::Signal(7) => "signal 7: the disk that holds its memory may be full".to_owned(),
+        Exit::Signal(9) => "signal 9: it was killed, perhaps for want of memory".to_owned(),
+        Exit::Signal(31) => "signal 31: it made a system call that its jail forbids".to_owned(),
+        Exit::Signal(signal) => format!("signal {signal}"),
+        Exit::Reset => "the guest reset its machine".to_owned(),
+        Exit::Unknown => "nobody knows how".to_owned(),
     }
 }
 

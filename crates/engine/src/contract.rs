@@ -172,6 +172,19 @@ impl World {
         agent::reach(vm, self.patience).await
     }
 
+    /// The connection to a guest that was saved and runs: the one it had, or a new one where a save ends it, which
+    /// must be told.
+    pub(crate) async fn agent_after_save(&self, vm: &Arc<dyn Vm>, agent: Agent) -> Agent {
+        if self.engine.capabilities().keeps_connections {
+            assert!(agent.answers().await, "the connection survives a save");
+            return agent;
+        }
+        let asked = tokio::time::timeout(Duration::from_secs(5), agent.answers()).await;
+        let told = asked.expect("the end of a connection is told");
+        assert!(!told, "a save ends connections, says the engine");
+        self.agent(vm).await
+    }
+
     /// Boots a guest, has it write a mark, and freezes it.
     pub async fn freeze(&self) -> Frozen {
         let vm = self.boot().await;

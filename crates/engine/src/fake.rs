@@ -103,6 +103,7 @@ impl Engine for Fake {
             branch_writes_behind: self.config.write_behind,
             save_layer: true,
             network: false,
+            keeps_connections: true,
         }
     }
 

@@ -124,6 +124,7 @@ impl Engine for Kvm {
             branch_writes_behind: true,
             save_layer: true,
             network: true,
+            keeps_connections: true,
         }
     }
 

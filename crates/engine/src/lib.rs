@@ -19,13 +19,16 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 mod blocking;
+mod channel;
 mod child;
 mod console;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod error;
+mod facts;
 pub mod fake;
 mod fd;
+pub mod firecracker;
 mod jail;
 pub mod kvm;
 pub mod link;
@@ -36,6 +39,7 @@ mod record;
 mod rundir;
 pub mod select;
 mod statefile;
+mod vsock;
 
 pub use error::Error;
 
@@ -54,6 +58,9 @@ pub struct Capabilities {
     pub save_layer: bool,
     /// The guest has a network device.
     pub network: bool,
+    /// Connections to the agent live on when the VM is saved. Otherwise a save ends them: they are to be made
+    /// anew.
+    pub keeps_connections: bool,
 }
 
 /// What to boot. Checked by the caller: the files exist, the numbers are in range.
@@ -158,8 +165,11 @@ pub struct SlotHandles {
     pub cgroup: Option<std::os::fd::OwnedFd>,
     /// The tap device, attached.
     pub tap: Option<std::os::fd::OwnedFd>,
-    /// Network namespace to run in. A VM in a jail runs in an empty one of its own instead: its tap is
-    /// open already, and whatever else is in that namespace is not for it to reach.
+    /// The tap device's name in `netns`, where nobody has attached it; instead of `tap`, for an engine that
+    /// [opens taps](Engine::opens_taps).
+    pub tap_name: Option<String>,
+    /// Network namespace to run in. A VM in a jail whose tap is open already runs in an empty one of its own
+    /// instead: whatever else is in that namespace is not for it to reach.
     pub netns: Option<std::os::fd::OwnedFd>,
     /// User and group id to run as.
     pub uid: Option<u32>,
@@ -170,6 +180,7 @@ impl SlotHandles {
     pub const NONE: SlotHandles = SlotHandles {
         cgroup: None,
         tap: None,
+        tap_name: None,
         netns: None,
         uid: None,
     };
@@ -277,6 +288,12 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// enforce it. Limits and networks are the slots', and not told here.
     async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {
         Vec::new()
+    }
+
+    /// Whether its VMs open their tap themselves, by name and in the network namespace of their slot. Nobody else
+    /// may have it attached then.
+    fn opens_taps(&self) -> bool {
+        false
     }
 
     /// Boots a machine. Returns when its process runs; the guest is not up yet.

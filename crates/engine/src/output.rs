@@ -1,6 +1,5 @@
 //! The last lines a process wrote to its standard error.
 
-use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,13 +24,13 @@ pub(crate) struct Output {
 
 impl Output {
     /// Reads a pipe to its end, keeping the last of it.
-    pub(crate) fn follow(pipe: PipeReader) -> Arc<Output> {
+    pub(crate) fn follow(pipe: impl Into<OwnedFd>) -> Arc<Output> {
         let output = Arc::new(Output {
             tail: Mutex::new(Vec::new()),
             complete: watch::Sender::new(false),
         });
         let into = Arc::clone(&output);
-        match Receiver::from_owned_fd(OwnedFd::from(pipe)) {
+        match Receiver::from_owned_fd(pipe.into()) {
             Ok(pipe) => {
                 tokio::spawn(async move { into.read(pipe).await });
             }

@@ -37,7 +37,6 @@ mod tests;
 mod vm;
 mod walls;
 
-use facts::Version;
 use launch::{First, Plan};
 use names::{CONSOLE, CONSOLE_LOG, CONTROL, RECORD};
 use network::Nowhere;
@@ -46,6 +45,7 @@ use process::Monitor;
 use template::QemuTemplate;
 use vm::QemuVm;
 
+use crate::facts::Version;
 use crate::jail::{Jail, Walls};
 use crate::memory::{self, Ram};
 use crate::output::Output;
@@ -183,6 +183,7 @@ impl Engine for Qemu {
             branch_writes_behind: false,
             save_layer: true,
             network: true,
+            keeps_connections: true,
         }
     }
 
@@ -256,7 +257,7 @@ impl Engine for Qemu {
         let control = control.map_err(failed("connect to", &run_dir.file(CONTROL)))?;
         let monitor = Monitor::attach(process, control, Output::lost())?;
         // Whoever finds fault with it later shall find it running.
-        monitor.keep();
+        monitor.process.keep();
         monitor.command(request::Command::Capabilities).await?;
         match run_dir.connect_later(CONSOLE).await {
             Ok(socket) => {
@@ -278,7 +279,7 @@ async fn boot(plan: Plan, ram: &Path, shape: Shape) -> Result<Arc<dyn Vm>, Error
     record::write(&plan.run_dir.join(RECORD), &record)?;
     let ram = Ram::open(ram, true).map_err(failed("open", ram))?;
     let (run_dir, monitor) = launch::start(plan).await?;
-    monitor.check().await?;
+    monitor.process.check().await?;
     Ok(QemuVm::new(run_dir, monitor, shape, ram))
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use forkd_host::facts::Facts;
 
 use crate::fake::Fake;
+use crate::firecracker::{self, Firecracker};
 use crate::kvm::Kvm;
 use crate::qemu::{self, Accel, Qemu};
 use crate::{Engine, Error};
@@ -53,7 +54,10 @@ pub fn select_with(choice: Choice, options: Options) -> Result<Arc<dyn Engine>, 
         Choice::Qemu => Ok(qemu(accel(&Facts::collect()))),
         Choice::Kvm => Ok(Arc::new(Kvm::new().with_jail(options.jail))),
         Choice::Fake => Ok(Arc::new(Fake::default())),
-        Choice::Firecracker => Err(unavailable("firecracker")),
+        Choice::Firecracker => {
+            let engine = Firecracker::new(firecracker::PROGRAM).with_jail(options.jail);
+            Ok(Arc::new(engine))
+        }
     }
 }
 
@@ -64,14 +68,6 @@ fn accel(facts: &Facts) -> Accel {
         Accel::Kvm
     } else {
         Accel::Tcg
-    }
-}
-
-fn unavailable(program: &str) -> Error {
-    Error::Program {
-        program: program.to_owned(),
-        problem: "this version has no engine for it yet".to_owned(),
-        remedy: "use --engine qemu, which needs no virtualization hardware".to_owned(),
     }
 }
 
@@ -97,9 +93,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_names_what_is() {
-        let error = select(Choice::Firecracker).unwrap_err().to_string();
-        assert!(error.contains("--engine qemu"), "{error}");
-        assert_eq!(select(Choice::Kvm).unwrap().name(), "kvm");
+    fn who_is_named_is_chosen() {
+        for (choice, name) in [
+            (Choice::Kvm, "kvm"),
+            (Choice::Qemu, "qemu"),
+            (Choice::Firecracker, "firecracker"),
+            (Choice::Fake, "fake"),
+        ] {
+            assert_eq!(select(choice).unwrap().name(), name);
+        }
+        assert_ne!(select(Choice::Auto).unwrap().name(), "firecracker");
     }
 }

@@ -70,6 +70,7 @@ impl Engine for Host {
             branch_writes_behind: false,
             save_layer: true,
             network: false,
+            keeps_connections: true,
         }
     }
 

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use forkd_wire::agent::AGENT_PORT;
 use forkd_wire::vmm::{Reply, Request, State};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
 use super::branch;
@@ -21,17 +18,13 @@ use super::process::{Monitor, strange};
 use crate::rundir::{RunDir, failed};
 use crate::{
     Branch, Error, Exit, GuestStream, Lifetime, ProcessIdentity, SaveMemory, SaveReport, SaveSpec,
-    Vm, blocking,
+    Vm, blocking, vsock,
 };
 
 /// How long an order to a VM may take.
 pub(super) const ORDER_LIMIT: Duration = Duration::from_secs(30);
 /// How long all of a large memory may take to be written to a slow disk.
 pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(600);
-/// How long the guest may take to accept or refuse a connection.
-const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// The longest answer to a dial, `OK 4294967295`.
-const ANSWER_MAX: usize = 16;
 /// A later daemon that waits to be accepted, and one that has just gone.
 const RENDEZVOUS_BACKLOG: i32 = 4;
 
@@ -188,16 +181,13 @@ impl Vm for KvmVm {
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
         self.0.monitor.check().await?;
-        match tokio::time::timeout(DIAL_LIMIT, dial(&self.0.run_dir)).await {
-            Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(error)) => {
+        let dir = RunDir::open(&self.0.run_dir)?;
+        match vsock::dial(&dir, VSOCK).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => {
                 self.0.monitor.check().await?;
                 Err(error)
             }
-            Err(_) => Err(Error::Timeout {
-                step: "connect to the guest's agent",
-                millis: u64::try_from(DIAL_LIMIT.as_millis()).unwrap_or(u64::MAX),
-            }),
         }
     }
 
@@ -215,27 +205,6 @@ fn ended(step: &'static str, error: &tokio::task::JoinError) -> Error {
         step,
         detail: error.to_string(),
     }
-}
-
-async fn dial(run_dir: &Path) -> Result<UnixStream, Error> {
-    let path = run_dir.join(VSOCK);
-    let talk = async {
-        let dir = RunDir::open(run_dir).map_err(|_| std::io::ErrorKind::NotFound)?;
-        let mut stream = dir.connect_later(VSOCK).await?;
-        let greeting = format!("CONNECT {AGENT_PORT}\n");
-        stream.write_all(greeting.as_bytes()).await?;
-        // Byte by byte: what follows the answer belongs to the stream.
-        let mut answer = Vec::with_capacity(ANSWER_MAX);
-        while answer.last() != Some(&b'\n') && answer.len() < ANSWER_MAX {
-            answer.push(stream.read_u8().await?);
-        }
-        match answer.starts_with(b"OK ") {
-            true => Ok(stream),
-            false => Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
-        }
-    };
-    talk.await
-        .map_err(failed("reach the guest's agent through", &path))
 }
 
 impl Inner {

@@ -7,13 +7,10 @@ use std::process::Command;
 
 use super::{Accel, missing};
 use crate::Error;
+use crate::facts::{Version, host_cpu, say};
 
 /// The oldest QEMU whose machine and options are as needed.
-const OLDEST: Version = Version {
-    major: 7,
-    minor: 0,
-    patch: 0,
-};
+const OLDEST: Version = Version::new(7, 0, 0);
 /// How far the counter's rate may be off before a guest's clock visibly is: one in so many.
 const TSC_TOLERANCE: u64 = 500;
 
@@ -23,34 +20,9 @@ const ACCEL: &str = "accelerator";
 const CPU: &str = "cpu_model";
 const TSC: &str = "tsc_khz";
 
-/// A version of QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version {
-    major: u32,
-    minor: u32,
-    patch: u32,
-}
-
-impl Version {
-    /// Finds the version in what `--version` prints.
-    pub(super) fn parse(text: &str) -> Option<Version> {
-        let (_, rest) = text.split_once("version ")?;
-        let word = rest
-            .split(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .next()?;
-        let mut numbers = word.split('.').map(str::parse);
-        Some(Version {
-            major: numbers.next()?.ok()?,
-            minor: numbers.next()?.ok()?,
-            patch: numbers.next().and_then(Result::ok).unwrap_or(0),
-        })
-    }
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
-    }
+/// Finds the version in what `--version` prints.
+pub(super) fn parse(text: &str) -> Option<Version> {
+    Version::after("version ", text)
 }
 
 /// Asks the program for its version and refuses what cannot be used. Blocks.
@@ -69,7 +41,7 @@ pub(super) fn ask_version(program: &Path) -> Result<Version, Error> {
         remedy: "install QEMU 7.0 or later with `apt-get install qemu-system-x86`".to_owned(),
     };
     let text = String::from_utf8_lossy(&output.stdout);
-    match Version::parse(&text) {
+    match parse(&text) {
         Some(version) if version >= OLDEST => Ok(version),
         Some(version) => Err(unusable(format!("version {version} is too old"))),
         None => Err(unusable(format!("it says no version ({})", output.status))),
@@ -98,16 +70,6 @@ pub(super) fn collect(
     facts
 }
 
-/// The CPU model, as guests with hardware virtualisation see it too.
-fn host_cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let model = model.and_then(|rest| rest.split_once(':'));
-    model.map_or("unknown", |(_, name)| name.trim()).to_owned()
-}
-
 /// The first difference that keeps a snapshot made there from running here, in words.
 pub(super) fn difference(
     recorded: &BTreeMap<String, String>,
@@ -129,10 +91,6 @@ pub(super) fn difference(
     [VERSION, MACHINE, ACCEL, CPU, TSC]
         .into_iter()
         .find_map(differs)
-}
-
-fn say(fact: Option<&String>) -> &str {
-    fact.map_or("unknown", String::as_str)
 }
 
 /// Within a series, QEMU keeps the format of device state.

@@ -1,16 +1,12 @@
 //! A running VM of QEMU's.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use std::{fmt, io};
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
@@ -18,6 +14,7 @@ use super::names::{AGENT, CONSOLE_LOG, DEVICES};
 use super::persist::STATE;
 use super::process::Monitor;
 use super::request::{Command, Status};
+use crate::channel::{self, Channel};
 use crate::memory::{self, PrivateRam, Ram};
 use crate::rundir::{RunDir, failed};
 use crate::statefile::Shape;
@@ -49,7 +46,7 @@ struct Inner {
 impl QemuVm {
     /// Takes over a running process; from now on it lives until it is killed.
     pub(super) fn new(run_dir: RunDir, monitor: Monitor, shape: Shape, ram: Ram) -> Arc<QemuVm> {
-        monitor.keep();
+        monitor.process.keep();
         Arc::new(QemuVm(Arc::new(Inner {
             run_dir,
             monitor,
@@ -64,7 +61,7 @@ impl QemuVm {
 #[async_trait]
 impl Vm for QemuVm {
     fn identity(&self) -> ProcessIdentity {
-        self.0.monitor.identity()
+        self.0.monitor.process.identity()
     }
 
     fn console(&self) -> PathBuf {
@@ -96,8 +93,8 @@ impl Vm for QemuVm {
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
         let mut dialled = self.0.dialled.lock().await;
         if let Some(before) = dialled.upgrade() {
-            // QEMU takes the next connection when this one has ended; one that has ended is fine.
-            let _ = rustix::net::shutdown(before.as_fd(), rustix::net::Shutdown::Both);
+            // QEMU takes the next connection when this one has ended.
+            channel::end(&before);
         }
         let stream = Arc::new(self.0.connect_agent().await?);
         *dialled = Arc::downgrade(&stream);
@@ -105,11 +102,11 @@ impl Vm for QemuVm {
     }
 
     async fn kill(&self) -> Result<(), Error> {
-        self.0.monitor.kill().await
+        self.0.monitor.process.kill().await
     }
 
     async fn exited(&self) -> Exit {
-        self.0.monitor.exited().await
+        self.0.monitor.process.exited().await
     }
 }
 
@@ -117,7 +114,7 @@ impl Inner {
     async fn connect_agent(&self) -> Result<UnixStream, Error> {
         let began = Instant::now();
         loop {
-            self.monitor.check().await?;
+            self.monitor.process.check().await?;
             match self.run_dir.connect_later(AGENT).await {
                 Ok(stream) => return Ok(stream),
                 Err(error)
@@ -127,7 +124,7 @@ impl Inner {
                     tokio::time::sleep(DIAL_RETRY).await;
                 }
                 Err(source) => {
-                    self.monitor.check().await?;
+                    self.monitor.process.check().await?;
                     return Err(failed("connect to", &self.run_dir.file(AGENT))(source));
                 }
             }
@@ -216,7 +213,7 @@ impl Inner {
         memory: &SaveMemory,
         prepared: Option<(File, u64)>,
     ) -> Result<u64, Error> {
-        let pid = self.monitor.identity().pid;
+        let pid = self.monitor.process.identity().pid;
         match (&self.ram, memory, prepared) {
             (Ram::Shared(ram, from), SaveMemory::Full(to), _) => {
                 memory::copy_new(ram, from, to).map(|(_, bytes)| bytes)
@@ -244,58 +241,4 @@ fn paths_of(spec: &SaveSpec) -> Vec<PathBuf> {
         SaveMemory::Layer(files) => paths.extend([files.memory.clone(), files.index.clone()]),
     }
     paths
-}
-
-/// The agent's socket, shared with the VM, which ends it when somebody else dials.
-struct Channel(Arc<UnixStream>);
-
-impl fmt::Debug for Channel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Channel")
-    }
-}
-
-impl AsyncRead for Channel {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf.initialize_unfilled()) {
-                Ok(read) => {
-                    buf.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Channel {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        rustix::net::shutdown(self.0.as_fd(), rustix::net::Shutdown::Write)?;
-        Poll::Ready(Ok(()))
-    }
 }

@@ -112,6 +112,7 @@ impl Place {
         SlotHandles {
             cgroup: Some(self.leaf.open().unwrap()),
             tap: Some(self.slot.tap().unwrap()),
+            tap_name: None,
             netns: None,
             uid: Some(FIRST_USER + self.slot.index()),
         }
