@@ -33,7 +33,7 @@ for program in /lab/tests/*; do
     only=$(cat "/lab/only/$name")
     # Shortly: the engine's contract, which goes through everything below it, and the devices.
     case "$length $name" in
-    "short forkd-engine.lib") only=kvm::tests::linux ;;
+    "short forkd-engine.lib") only="kvm::tests::linux firecracker::tests::linux" ;;
     "short forkd-vmm.lab") only=devices ;;
     esac
     if ! "$program" --list --format terse ${filter:-$only} > /tmp/tests; then

@@ -33,7 +33,7 @@ serve() {
     return 1
 }
 
-monitors() { ps ax -o comm=,args= | grep -c '[f]orkd-vmm'; }
+monitors() { ps ax -o comm=,args= | grep -c '[f]orkd-vmm\|[f]irecracker --id'; }
 
 nothing_left() {
     for try in 1 2 3 4 5 6 7 8 9 10; do
@@ -42,7 +42,7 @@ nothing_left() {
         sleep 1
     done
     echo "left: $left processes, $(ls /run/forkd)"
-    ps ax | grep '[f]orkd-vmm'
+    ps ax | grep '[f]orkd-vmm\|[f]irecracker --id'
     return 1
 }
 
@@ -133,6 +133,68 @@ recovers() {
     run kill --all && forkd images
     kill "$daemon" && wait "$daemon"
     nothing_left
+}
+
+# A user's day with Firecracker, where the machine that made this node has it: forks, a branch of one and a fork of
+# that, a pause, the network, and a daemon that is killed and finds them again.
+with_firecracker() {
+    if [ ! -x /lab/bin/firecracker ]; then
+        echo "skipped: no firecracker on PATH"
+        return 0
+    fi
+    export FORKD_ENGINE=firecracker FORKD_DATA_DIR=/var/lib/forkd-firecracker FORKD_IMAGE_ROOT=$data/images
+    firecracker_day
+    day=$?
+    export FORKD_ENGINE=kvm
+    unset FORKD_DATA_DIR FORKD_IMAGE_ROOT
+    return $day
+}
+
+firecracker_day() {
+    FORKD_URL=none forkd doctor > /out/doctor-firecracker.log
+    grep '✓ firecracker' /out/doctor-firecracker.log || { cat /out/doctor-firecracker.log; return 1; }
+    [ "$length" = short ] && n=2 || n=5
+    FORKD_URL=none timeout 300 forkd quickstart -n $n && nothing_left || return 1
+    unset FORKD_URL
+    world
+    serve serve-firecracker || return 1
+    first=$(run fork --tag quickstart -n 1) || return 1
+    reaches "$first" 93.184.215.14 || { echo "the public internet is not reached"; return 1; }
+    reaches_none "$first" || return 1
+    held_by_firecracker "$first" || return 1
+    run exec "$first" -- sh -c 'echo one > /tmp/level' || return 1
+    run branch "$first" --tag f1 || return 1
+    run exec "$first" -- sh -c 'echo changed > /tmp/level' || return 1
+    second=$(run fork --tag f1 -n 1) || return 1
+    [ "$(run exec "$second" -- cat /tmp/level)" = one ] || return 1
+    run pause "$second" && run resume "$second" || return 1
+    [ "$(run exec "$second" -- cat /tmp/level)" = one ] || return 1
+    kill -9 "$daemon"
+    wait "$daemon" 2> /dev/null
+    serve serve-firecracker2 || return 1
+    run ls
+    [ "$(run exec "$first" -- cat /tmp/level)" = changed ] || return 1
+    run branch "$second" --tag f2 || return 1
+    third=$(run fork --tag f2 -n 1) || return 1
+    [ "$(run exec "$third" -- cat /tmp/level)" = one ] || return 1
+    run kill --all && run images || return 1
+    kill "$daemon" && wait "$daemon"
+    kill $web
+    ip link del up0
+    ip netns del world
+    nothing_left
+}
+
+# What holds a sandbox's process: its user, no capabilities, filters, its own files, its slot's network, its group.
+held_by_firecracker() {
+    pid=$(pidof firecracker)
+    user=$(stat -c %u "/proc/$pid")
+    caps=$(sed -n 's/^CapEff:\t//p' "/proc/$pid/status")
+    filters=$(sed -n 's/^Seccomp_filters:\t//p' "/proc/$pid/status")
+    group=$(cut -d: -f3 "/proc/$pid/cgroup")
+    echo "user $user, capabilities $caps, filters $filters, group $group, root" $(ls "/proc/$pid/root/")
+    [ "$user" -ge 1879048192 ] && [ "$caps" = 0000000000000000 ] && [ "$filters" = 3 ] \
+        && [ ! -e "/proc/$pid/root/bin" ] && case $group in *"$1"*) true ;; *) false ;; esac
 }
 
 # A world beyond an uplink: a public machine, somebody's private one, the clouds' metadata service.
@@ -280,6 +342,6 @@ contained() {
     nothing_left
 }
 
-checks="quickstart doctor branches recovers networks limits"
+checks="quickstart doctor branches recovers networks limits with_firecracker"
 [ "$length" = short ] || checks="$checks contained confined_qemu"
 for name in $checks; do check $name; done

@@ -60,8 +60,8 @@ pub(crate) struct Args {
     /// More files or directories, given inside as /lab/in/NAME
     #[arg(long = "input")]
     inputs: Vec<PathBuf>,
-    /// Test programs, as PACKAGE or PACKAGE:TEST, and =WORD for those tests only whose name contains it
-    /// (default: forkd-vmm:lab and forkd-engine=kvm)
+    /// Test programs, as PACKAGE or PACKAGE:TEST, and =WORDS for those tests only whose name contains one of them
+    /// (default: forkd-vmm:lab, and of forkd-engine those of kvm and firecracker)
     #[arg(long = "test")]
     tests: Vec<String>,
     /// Packages whose programs are given inside on PATH (default: forkd-vmm and forkd-cli)

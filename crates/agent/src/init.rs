@@ -86,6 +86,8 @@ pub(crate) fn run() -> Result<Infallible, Error> {
 struct Options {
     /// `forkd.root=`: the root disk.
     root: String,
+    /// `forkd.off=restart`: the machine has no power button, and ends when it is reset.
+    off_by_restart: bool,
 }
 
 impl Options {
@@ -101,6 +103,7 @@ impl Options {
         };
         Self {
             root: find("forkd.root=").unwrap_or("/dev/vda").to_owned(),
+            off_by_restart: find("forkd.off=") == Some("restart"),
         }
     }
 }
@@ -137,7 +140,10 @@ pub(crate) fn power_off() {
         return;
     }
     rustix::fs::sync();
-    let _ = reboot(RebootCommand::PowerOff);
+    // Without a power button, Linux would not come back from this: it halts.
+    if !Options::read().off_by_restart {
+        let _ = reboot(RebootCommand::PowerOff);
+    }
     // Machines without a power button end by a restart that the host does not allow.
     let _ = reboot(RebootCommand::Restart);
 }
@@ -150,5 +156,7 @@ mod tests {
     fn options_come_from_the_command_line() {
         assert_eq!(Options::parse("quiet console=ttyS0\n").root, "/dev/vda");
         assert_eq!(Options::parse("forkd.root=/dev/vdb quiet").root, "/dev/vdb");
+        assert!(!Options::parse("forkd.off=button quiet").off_by_restart);
+        assert!(Options::parse("quiet forkd.off=restart\n").off_by_restart);
     }
 }

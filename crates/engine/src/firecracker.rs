@@ -45,6 +45,7 @@ use request::Request;
 use template::FirecrackerTemplate;
 use vm::FirecrackerVm;
 
+use crate::facts::Version;
 use crate::jail::{Jail, Walls};
 use crate::memory::{self, Ram};
 use crate::output::Output;
@@ -216,6 +217,13 @@ impl Engine for Firecracker {
         };
         Ok(Some(FirecrackerVm::new(ready, found.record, found.base)))
     }
+}
+
+/// Why a Firecracker of this version, such as `1.10.1`, cannot be used; `None`: it can be. A program that says no
+/// version cannot.
+pub fn objection(program: &Path, version: Option<&str>) -> Option<Error> {
+    let version = version.and_then(|text| Version::after("", text));
+    facts::judge(program, version).err()
 }
 
 /// Sets a machine up, and starts its guest.

@@ -50,7 +50,15 @@ fn runs(pid: u32, programs: &[&str]) -> bool {
     };
     let name = exe.file_name().unwrap_or_default().to_string_lossy();
     // An upgrade replaces the file of a program that runs on.
-    programs.contains(&name.strip_suffix(" (deleted)").unwrap_or(&name))
+    let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+    programs.iter().any(|program| is_named(name, program))
+}
+
+/// Whether a file is that of a program: by its name, or by one that says its version too, as releases of Firecracker
+/// do (`firecracker-v1.10.1-x86_64`).
+fn is_named(file: &str, program: &str) -> bool {
+    let rest = file.strip_prefix(program);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("-v"))
 }
 
 fn uses(pid: u32, dir: &Path) -> bool {
@@ -111,6 +119,19 @@ mod tests {
                 "{:?}",
                 String::from_utf8_lossy(line)
             );
+        }
+    }
+
+    #[test]
+    fn a_program_is_known_by_its_releases_too() {
+        for (file, expected) in [
+            ("firecracker", true),
+            ("firecracker-v1.10.1-x86_64", true),
+            ("firecracker-containerd", false),
+            ("firecrack", false),
+            ("a-firecracker", false),
+        ] {
+            assert_eq!(is_named(file, "firecracker"), expected, "{file}");
         }
     }
 

@@ -417,16 +417,19 @@ impl Place {
         }
     }
 
-    /// What the VM may use of it.
-    pub(crate) fn handles(&self) -> Result<SlotHandles, Error> {
+    /// What the VM may use of it, under an engine that [opens taps](forkd_engine::Engine::opens_taps) or does not.
+    pub(crate) fn handles(&self, opens_taps: bool) -> Result<SlotHandles, Error> {
         let failed = |what: &str, e: std::io::Error| {
             Error::new(ErrorCode::Internal, format!("cannot hand {what} to a VM")).with_source(e)
         };
-        let tap = self
-            .network()
-            .map(|slot| slot.tap())
-            .transpose()
-            .map_err(|e| failed("a network device", e))?;
+        let network = |e| failed("a network device", e);
+        let (open, named) = match opens_taps {
+            true => (None, self.network()),
+            false => (self.network(), None),
+        };
+        let tap = open.map(Slot::tap).transpose().map_err(network)?;
+        let tap_name = named.map(Slot::let_go_of_tap).transpose();
+        let netns = named.map(Slot::namespace).transpose();
         let cgroup = self.leaf.as_ref().map(Leaf::open).transpose();
         let cgroup = cgroup.map_err(|e| {
             Error::new(ErrorCode::Internal, "cannot hand a control group to a VM").with_source(e)
@@ -434,7 +437,8 @@ impl Place {
         Ok(SlotHandles {
             cgroup,
             tap,
-            netns: None,
+            tap_name: tap_name.map_err(network)?.map(str::to_owned),
+            netns: netns.map_err(network)?,
             uid: self.slot.as_ref().map(|slot| address::user(slot.index())),
         })
     }

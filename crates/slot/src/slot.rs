@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use forkd_host::net::netns::{self, Netns};
@@ -100,8 +101,8 @@ impl Error {
 pub struct Slot {
     index: u32,
     netns: Netns,
-    /// None where the VM alone has it: after a restart of whoever made the slot.
-    tap: Option<OwnedFd>,
+    /// None where the VM alone has it: after a restart of whoever made the slot, and when it opens it itself.
+    tap: Mutex<Option<OwnedFd>>,
     names: Option<NameSockets>,
     generation: AtomicU32,
     ways: Ways,
@@ -175,7 +176,7 @@ impl Slot {
         Ok(Self {
             index,
             netns,
-            tap: Some(tap),
+            tap: Mutex::new(Some(tap)),
             names: None,
             generation: AtomicU32::new(FIRST),
             ways,
@@ -185,8 +186,8 @@ impl Slot {
     /// Lets go of it, and leaves its device there.
     pub(crate) fn leave(self) -> Result<(), Error> {
         let index = self.index;
-        let kept = self.tap.as_ref().map(|tap| tap::keep(tap, true));
-        kept.unwrap_or(Ok(()))
+        self.let_go_of_tap()
+            .map(drop)
             .map_err(|source| Error::HandOver { index, source })
     }
 
@@ -204,7 +205,7 @@ impl Slot {
         let mut slot = Self {
             index,
             netns,
-            tap: Some(tap),
+            tap: Mutex::new(Some(tap)),
             names: None,
             generation: AtomicU32::new(FIRST),
             ways: Ways {
@@ -231,7 +232,7 @@ impl Slot {
         Ok(Some(Self {
             index,
             netns,
-            tap: None,
+            tap: Mutex::new(None),
             names: None,
             generation: AtomicU32::new(generation),
             ways,
@@ -263,8 +264,25 @@ impl Slot {
 
     /// The guest's device, for a VM to use: a duplicate, because the device goes with the last of them.
     pub fn tap(&self) -> io::Result<OwnedFd> {
-        let tap = self.tap.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let tap = self.tap.lock().unwrap_or_else(PoisonError::into_inner);
+        let tap = tap.as_ref().ok_or(io::ErrorKind::NotFound)?;
         tap.as_fd().try_clone_to_owned()
+    }
+
+    /// Lets go of the guest's device, which stays, so that a VM can open it by the name that is answered. It is in
+    /// the slot's namespace.
+    pub fn let_go_of_tap(&self) -> io::Result<&'static str> {
+        let mut tap = self.tap.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = tap.as_ref() {
+            tap::keep(open, true)?;
+            *tap = None;
+        }
+        Ok(TAP)
+    }
+
+    /// Its namespace, for a VM to run in.
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        self.netns.as_fd().try_clone_to_owned()
     }
 
     /// The sockets to answer names on; given once.

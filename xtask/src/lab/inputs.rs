@@ -29,6 +29,7 @@ const GUEST_MODULES: &[&str] = &[
     "erofs",
     "overlay",
 ];
+const FIRECRACKER: &str = "firecracker";
 const CARGO: &str = "run this through cargo";
 const NODE_INIT: &str = include_str!("../../lab/node-init.sh");
 const GUEST_INIT: &str = include_str!("../../lab/guest-init.sh");
@@ -75,6 +76,7 @@ pub(crate) fn pack(
     write(&tree.join("guest/initramfs"), &guest)?;
     programs(args, &tree)?;
     tests(args, &tree)?;
+    firecracker(&tree.join("bin"))?;
     for input in &args.inputs {
         bring(input, &tree.join("in"))?;
     }
@@ -107,6 +109,20 @@ fn bring(from: &Path, into: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes Firecracker along, where this machine has it. It is not ours to bring: without it, what needs it says that it
+/// was skipped.
+fn firecracker(bin: &Path) -> Result<(), Error> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join(FIRECRACKER));
+    match found.find(|program| program.is_file()) {
+        Some(program) => copy(&program, &bin.join(FIRECRACKER)),
+        None => {
+            crate::output::step("no firecracker on PATH: its tests are skipped");
+            Ok(())
+        }
+    }
+}
+
 fn programs(args: &Args, tree: &Path) -> Result<(), Error> {
     let default = ["forkd-vmm", "forkd-cli"].map(String::from);
     let packages = if args.programs.is_empty() {
@@ -125,7 +141,7 @@ fn programs(args: &Args, tree: &Path) -> Result<(), Error> {
 }
 
 fn tests(args: &Args, tree: &Path) -> Result<(), Error> {
-    let default = ["forkd-vmm:lab", "forkd-engine=kvm::"].map(String::from);
+    let default = ["forkd-vmm:lab", "forkd-engine=kvm:: firecracker::tests"].map(String::from);
     let named = if args.tests.is_empty() {
         &default[..]
     } else {

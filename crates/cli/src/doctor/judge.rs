@@ -28,8 +28,13 @@ pub(crate) fn judge(found: &Findings) -> Vec<Check> {
         kvm(found),
         qemu(found, qemu_runs),
     ];
-    if !qemu_runs {
-        checks.push(vmm(found));
+    match found.engine {
+        EngineName::Firecracker => checks.push(firecracker(found, true)),
+        _ if !qemu_runs => checks.push(vmm(found)),
+        _ => {}
+    }
+    if found.engine != EngineName::Firecracker && found.firecracker.is_some() {
+        checks.push(firecracker(found, false));
     }
     checks.extend([
         agent(found),
@@ -145,6 +150,13 @@ fn kvm(found: &Findings) -> Check {
     let bad = if wanted { Status::Fail } else { Status::Warn };
     let made = match (&facts.kvm, facts.cpu.virtualization) {
         (Device::Usable, Some(_)) => check("kvm", Status::Ok, "/dev/kvm can be opened"),
+        (Device::Usable, None) if found.engine == EngineName::Firecracker => check(
+            "kvm",
+            Status::Warn,
+            "/dev/kvm is there although the CPU shows neither vmx nor svm: a paravirtual KVM, in \
+             which stock guest kernels crawl",
+        )
+        .remedy("use --engine qemu here"),
         (Device::Usable, None) => check(
             "kvm",
             Status::Warn,
@@ -186,6 +198,44 @@ fn qemu(found: &Findings, is_engine: bool) -> Check {
                 Some(_) => check("qemu", Status::Ok, detail),
                 None => check("qemu", Status::Warn, detail)
                     .remedy("does `qemu-system-x86_64 --version` work?"),
+            }
+        }
+    };
+    if is_engine { made.needed() } else { made }
+}
+
+/// Never chosen unless named, so its absence matters to nobody else.
+fn firecracker(found: &Findings, is_engine: bool) -> Check {
+    let bad = if is_engine {
+        Status::Fail
+    } else {
+        Status::Warn
+    };
+    let made = match &found.firecracker {
+        None => check("firecracker", bad, "firecracker is not on PATH").remedy(
+            "put the firecracker of a release of it, 1.10 or later, on PATH; or use another --engine",
+        ),
+        Some(tool) => {
+            let version = tool.version.as_deref();
+            let detail = format!(
+                "{} {}",
+                tool.path.display(),
+                version.unwrap_or("unknown version")
+            );
+            match forkd_engine::firecracker::objection(&tool.path, version) {
+                Some(forkd_engine::Error::Program {
+                    problem, remedy, ..
+                }) => {
+                    let detail = format!("{}: {problem}", tool.path.display());
+                    check("firecracker", bad, detail).remedy(remedy)
+                }
+                Some(error) => check("firecracker", bad, error.to_string()),
+                None if is_engine => check(
+                    "firecracker",
+                    Status::Ok,
+                    format!("{detail}, chosen: engine firecracker"),
+                ),
+                None => check("firecracker", Status::Ok, detail),
             }
         }
     };

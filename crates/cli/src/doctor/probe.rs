@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use forkd_daemon::{EngineName, NodePaths};
+use forkd_engine::firecracker;
 use forkd_host::facts::{Facts, Tool, find_tool};
 use forkd_slot::host::V6;
 
@@ -18,6 +19,8 @@ pub(crate) struct Findings {
     pub arch: &'static str,
     /// QEMU.
     pub qemu: Option<Tool>,
+    /// Firecracker.
+    pub firecracker: Option<Tool>,
     /// The built-in monitor's program.
     pub vmm: Option<PathBuf>,
     /// What builds images, by program: present or not.
@@ -85,6 +88,7 @@ impl Findings {
             facts: Facts::collect(),
             arch: std::env::consts::ARCH,
             qemu: find_tool("qemu-system-x86_64", "--version"),
+            firecracker: find_tool(firecracker::PROGRAM, "--version"),
             vmm: forkd_engine::kvm::find_program().ok(),
             image_tools: tools
                 .map(|(program, pkg)| (program, pkg, on_path(program)))

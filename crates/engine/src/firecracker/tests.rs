@@ -8,7 +8,6 @@ mod machine;
 use std::path::Path;
 
 use super::*;
-use crate::facts::Version;
 
 /// Whether Firecracker can be started here; says why not on the output.
 fn startable() -> bool {
@@ -29,6 +28,7 @@ fn versions_that_cannot_be_used_are_refused_with_the_version() {
     for good in ["1.10.0", "1.13.1", "1.15.0", "1.17.0-dev", "2.0.0"] {
         let found = judge(&format!("Firecracker v{good}\n\n")).unwrap();
         assert!(good.starts_with(&found.to_string()), "{good}");
+        assert!(objection(Path::new("fc"), Some(good)).is_none());
     }
     for (bad, word) in [
         ("Firecracker v1.9.1\n", "1.9.1 is too old"),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forkd_engine::{BootSpec, MachineSpec, SaveMemory, SaveSpec, Vm};
+use forkd_engine::{BootSpec, Engine, MachineSpec, SaveMemory, SaveSpec, Vm};
 use forkd_snapshot::{Draft, Image, Lineage, Machine, ManifestDraft, MemoryDraft};
 use forkd_wire::agent::{EvalRequest, GuestNetwork, ResumeRequest};
 use forkd_wire::error::ErrorCode;
@@ -112,7 +112,7 @@ impl Node {
         templates::make_dir(&boot.run_dir).await?;
         let started = Instant::now();
         let (request, draft, network) = (boot.request, boot.draft, boot.place.guest_network());
-        let spec = boot.spec(self.inner.engine.capabilities().network)?;
+        let spec = boot.spec(self.inner.engine.as_ref())?;
         let vm = self.inner.engine.boot(spec).await?;
         let parent = Parent {
             client: guest::Client::new(Arc::clone(&vm)),
@@ -353,7 +353,7 @@ struct Boot<'a> {
 }
 
 impl Boot<'_> {
-    fn spec(self, network: bool) -> Result<BootSpec, Error> {
+    fn spec(self, engine: &dyn Engine) -> Result<BootSpec, Error> {
         let image = &self.request.image;
         Ok(BootSpec {
             id: self.id,
@@ -365,12 +365,12 @@ impl Boot<'_> {
                 initramfs: image.initramfs.clone(),
                 rootfs: image.rootfs.clone(),
                 cmdline: String::new(),
-                network,
+                network: engine.capabilities().network,
             },
             memory_file: self.draft.memory_path().with_extension("booting"),
             // Nobody else could finish it.
             lifetime: forkd_engine::Lifetime::DieWithParent,
-            slot: Some(self.place.handles()?),
+            slot: Some(self.place.handles(engine.opens_taps())?),
         })
     }
 }

@@ -185,7 +185,7 @@ impl Node {
             id: child.id.to_string(),
             run_dir: self.inner.config.run_dir.join(child.id.as_str()),
             lifetime: self.inner.config.lifetime,
-            slot: Some(child.place.handles()?),
+            slot: Some(child.place.handles(self.inner.engine.opens_taps())?),
         })
     }
 

@@ -45,6 +45,7 @@ fn good() -> Findings {
             path: "/usr/bin/qemu".into(),
             version: Some("7.2.22".into()),
         }),
+        firecracker: None,
         vmm: Some("/usr/bin/forkd-vmm".into()),
         image_tools: vec![("mmdebstrap", "mmdebstrap", true), ("apt-get", "apt", true)],
         image_built: false,
@@ -102,6 +103,42 @@ fn a_host_whose_guests_have_no_ipv6_is_told_why() {
     ] {
         expect("guest IPv6", Warn, remedy, move |f| f.v6 = v6);
     }
+}
+
+#[test]
+fn firecracker_matters_where_it_is_the_engine() {
+    use Status::{Fail, Ok, Warn};
+    let tool = |version: &str| {
+        Some(Tool {
+            path: "/f".into(),
+            version: Some(version.into()),
+        })
+    };
+    let chosen = |firecracker| {
+        move |f: &mut Findings| {
+            f.engine = EngineName::Firecracker;
+            f.firecracker = firecracker;
+        }
+    };
+    let name = "firecracker";
+    expect(
+        name,
+        Ok,
+        "chosen: engine firecracker",
+        chosen(tool("1.10.1")),
+    );
+    expect(name, Fail, "on PATH", chosen(None));
+    expect(name, Fail, "1.9.1 is too old", chosen(tool("1.9.1")));
+    expect(name, Fail, "1.10 or later", chosen(tool("1.16.1")));
+    expect(name, Warn, "1.9.1 is too old", |f| {
+        f.firecracker = tool("1.9.1")
+    });
+    expect(name, Ok, "/f 1.13.0", |f| f.firecracker = tool("1.13.0"));
+    assert!(judge(&good()).iter().all(|check| check.name != name));
+    // The monitor is not needed then.
+    let mut found = good();
+    chosen(tool("1.10.1"))(&mut found);
+    assert!(judge(&found).iter().all(|check| check.name != "vmm"));
 }
 
 #[test]
