@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forkd_engine::{Enforcement, Engine};
+use forkd_engine::{Capabilities, Enforcement, Engine};
 use forkd_host::file::LockFile;
 use forkd_slot::policy::Policy;
 use forkd_snapshot::Store;
@@ -151,6 +151,11 @@ impl Node {
     /// The engine's name.
     pub fn engine(&self) -> &'static str {
         self.inner.engine.name()
+    }
+
+    /// What the engine can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.inner.engine.capabilities()
     }
 
     /// Ends the node. Nothing of it is left with [`Close::KillAll`]. Other handles answer

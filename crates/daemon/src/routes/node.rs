@@ -3,10 +3,11 @@
 use axum::Extension;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use forkd_engine::Capabilities;
 use forkd_sandbox::view::SandboxStatus;
 use forkd_wire::api::node::{
-    Healthy, Lineage, LineageSandbox, LineageSnapshot, NotEnforced, Readiness, ReadinessCheck,
-    Version,
+    EngineCapabilities, Healthy, Lineage, LineageSandbox, LineageSnapshot, NotEnforced, Readiness,
+    ReadinessCheck, Version,
 };
 use http::{StatusCode, header};
 
@@ -91,7 +92,18 @@ pub(crate) async fn version(State(app): State<App>) -> Json<Version> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api: "v1".to_owned(),
         engine: app.node().engine().to_owned(),
+        capabilities: Some(capabilities(app.node().capabilities())),
     })
+}
+
+fn capabilities(can: Capabilities) -> EngineCapabilities {
+    EngineCapabilities {
+        branch: can.branch,
+        branch_writes_behind: can.branch_writes_behind,
+        save_layer: can.save_layer,
+        network: can.network,
+        keeps_connections: can.keeps_connections,
+    }
 }
 
 /// Which snapshot came from which sandbox, and which sandbox from which snapshot.

@@ -24,6 +24,26 @@ pub struct Version {
     /// The engine that runs new sandboxes.
     #[serde(default)]
     pub engine: String,
+    /// What that engine can do; left out by daemons that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<EngineCapabilities>,
+}
+
+/// What an engine can do. What it cannot is refused with `unsupported`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EngineCapabilities {
+    /// A running sandbox can be branched.
+    pub branch: bool,
+    /// A branch can be forked before its files are written.
+    pub branch_writes_behind: bool,
+    /// A branch can hold only what differs from the snapshot below.
+    pub save_layer: bool,
+    /// Sandboxes have a network device.
+    pub network: bool,
+    /// What a client does in a sandbox goes on while it is branched. Otherwise a branch ends calls that are under way
+    /// (exec, files, ports): they fail and can be made again.
+    pub keeps_connections: bool,
 }
 
 /// Answer of `GET /readyz`.
