@@ -1,6 +1,7 @@
 //! Real processes: `sleep`, `sh`, `true`.
 
 mod jail;
+mod lent;
 mod sys;
 
 use std::fs::File;

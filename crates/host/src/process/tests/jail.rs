@@ -57,8 +57,21 @@ fn start(
     inherit: Vec<OwnedFd>,
     user: u32,
 ) -> (Process, io::PipeReader) {
+    start_in(confinement(user), None, attack, facts, inherit)
+}
+
+pub(super) fn start_in(
+    confine: Confinement,
+    netns: Option<OwnedFd>,
+    attack: &str,
+    facts: &[String],
+    inherit: Vec<OwnedFd>,
+) -> (Process, io::PipeReader) {
     let (reader, writer) = io::pipe().unwrap();
-    let name = format!("process::tests::jail::{attack}");
+    let name = match attack.contains("::") {
+        true => format!("process::tests::{attack}"),
+        false => format!("process::tests::jail::{attack}"),
+    };
     let mut args = vec![
         "--exact",
         "--ignored",
@@ -73,7 +86,8 @@ fn start(
         stderr: Stdio::Fd(writer.into()),
         inherit,
         die_with_parent: true,
-        confine: Some(confinement(user)),
+        confine: Some(confine),
+        netns,
         ..Spawn::new(
             std::env::current_exe().unwrap(),
             args.into_iter().map(Into::into).collect(),
@@ -82,12 +96,12 @@ fn start(
     (Process::spawn(spawn).unwrap(), reader)
 }
 
-fn fact(name: &str, value: impl std::fmt::Display) -> String {
+pub(super) fn fact(name: &str, value: impl std::fmt::Display) -> String {
     format!("@{name}={value}")
 }
 
 /// In the jail: what the attacker was told. `None`: this is no jail, and nothing must be tried.
-fn told() -> Option<BTreeMap<String, String>> {
+pub(super) fn told() -> Option<BTreeMap<String, String>> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let confined = status.lines().any(|line| line == "Seccomp:\t2");
     let pair = |arg: String| {
@@ -98,7 +112,7 @@ fn told() -> Option<BTreeMap<String, String>> {
     (confined && !facts.is_empty()).then_some(facts)
 }
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: only root can put a process into a jail");
@@ -115,7 +129,7 @@ fn sealed(content: &[u8]) -> File {
     file
 }
 
-fn namespace(kind: &str) -> PathBuf {
+pub(super) fn namespace(kind: &str) -> PathBuf {
     fs::read_link(format!("/proc/self/ns/{kind}")).unwrap()
 }
 
