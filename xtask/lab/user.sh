@@ -163,12 +163,23 @@ firecracker_day() {
     reaches_none "$first" || return 1
     held_by_firecracker "$first" || return 1
     run exec "$first" -- sh -c 'echo one > /tmp/level' || return 1
+    # A branch ends what is under way, which is told at once.
+    timeout 300 forkd exec "$first" --no-stdin -- sleep 300 2> /tmp/cut &
+    cut=$!
+    sleep 3
     run branch "$first" --tag f1 || return 1
+    wait $cut && { echo "a call lived on"; return 1; }
+    cat /tmp/cut
+    grep -q '^error: ' /tmp/cut || { echo "a call that a branch ended hung"; return 1; }
     run exec "$first" -- sh -c 'echo changed > /tmp/level' || return 1
     second=$(run fork --tag f1 -n 1) || return 1
     [ "$(run exec "$second" -- cat /tmp/level)" = one ] || return 1
     run pause "$second" && run resume "$second" || return 1
     [ "$(run exec "$second" -- cat /tmp/level)" = one ] || return 1
+    third=$(run fork --tag quickstart -n 1 --memory-limit-mib 64) || return 1
+    run exec "$third" -- python3 -c 'x = bytearray(200 << 20); print(len(x))' && { echo "no limit"; return 1; }
+    run exec "$third" -- true 2> /tmp/why
+    grep -q oom /tmp/why || { echo "it says $(cat /tmp/why)"; return 1; }
     kill -9 "$daemon"
     wait "$daemon" 2> /dev/null
     serve serve-firecracker2 || return 1

@@ -94,6 +94,37 @@ fn what_a_crash_left_is_swept_and_what_is_in_use_is_kept() {
     });
 }
 
+/// A VM that opens its device itself, in the slot's namespace, has it alone; and it goes with the slot.
+#[test]
+fn a_device_is_let_go_of_and_stays_until_its_slot_goes() {
+    let world = World::new();
+    let pool = world.pool(0, 4, &[]);
+    let used = pool.lease(PATIENCE).unwrap();
+    let inside = netns::Netns::open(used.netns()).unwrap().unwrap();
+    let open = || inside.enter(|| tap::open(address::TAP)).unwrap();
+    assert!(open().unwrap_err().is_in_use());
+    assert_eq!(used.let_go_of_tap().unwrap(), address::TAP);
+    assert_eq!(used.let_go_of_tap().unwrap(), address::TAP);
+    used.tap().expect_err("nobody here has it any more");
+    let own = used.namespace().unwrap();
+    let own = std::fs::File::from(own).metadata().unwrap().ino();
+    let named = format!("{}/{}", netns::DIRECTORY, used.netns());
+    assert_eq!(own, std::fs::metadata(named).unwrap().ino());
+    let user = || slot::user_of(used.index(), &Default::default()).unwrap();
+    assert_eq!(user(), None);
+    let held = open().unwrap();
+    assert_eq!(user(), Some(slot::User::Device));
+    drop(held);
+    let again = open();
+    assert!(again.is_ok(), "it went with whoever had it: {again:?}");
+    drop(again);
+    pool.release(used.index());
+    wait("the slot is removed", || {
+        world.registry().ours().unwrap().is_empty()
+    });
+    drop(used);
+}
+
 /// What a guest could leave in its slot, but for the slot's own number.
 #[derive(Debug, PartialEq)]
 struct Traces {
