@@ -222,7 +222,7 @@ pub enum EngineName {
     Kvm,
     /// QEMU, with or without hardware virtualisation.
     Qemu,
-    /// Firecracker.
+    /// Firecracker 1.10 or later, from PATH; see docs/firecracker.md.
     Firecracker,
     /// Runs no VM; for tests of clients.
     #[value(hide = true)]
