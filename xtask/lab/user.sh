@@ -191,8 +191,6 @@ firecracker_day() {
     run kill --all && run images || return 1
     kill "$daemon" && wait "$daemon"
     kill $web
-    ip link del up0
-    ip netns del world
     nothing_left
 }
 
@@ -210,6 +208,8 @@ held_by_firecracker() {
 
 # A world beyond an uplink: a public machine, somebody's private one, the clouds' metadata service.
 world() {
+    ip link del up0 2> /dev/null
+    ip netns del world 2> /dev/null
     ip netns add world
     ip link add up0 type veth peer name eth0 netns world
     ip addr add 192.88.99.1/24 dev up0

@@ -71,7 +71,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "")]
     filter: String,
     /// Seconds until the node is stopped and the run has failed
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1500)]
     limit: u64,
     /// A data directory of forkd with an image store in it, made by `make test-image`; with it the suite also
     /// boots real images

@@ -161,7 +161,8 @@ impl Engine for Firecracker {
         record::write(&spec.run_dir.join(RECORD), &record)?;
         let unpacked = spec.run_dir.join(UNPACKED);
         let (from, to) = (spec.machine.kernel.clone(), unpacked.clone());
-        blocking::run(move || kernel::unpack(&from, &to)).await?;
+        let unpack = move || kernel::unpack(&from, &to).and_then(|()| launch::make_public(&to));
+        blocking::run(unpack).await?;
         let started = launch::start(Plan {
             walls,
             user,

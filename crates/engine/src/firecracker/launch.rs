@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -197,10 +197,21 @@ fn lay_out(plan: &Plan) -> Result<Option<Root>, Error> {
     Ok(Some(root))
 }
 
+/// Whether everybody may read a file.
+pub(super) fn is_public(file: &Path) -> Result<bool, Error> {
+    let metadata = fs::metadata(file).map_err(failed("open", file))?;
+    Ok(metadata.mode() & PUBLIC != 0)
+}
+
+/// Whatever this process's mask takes away: VMs run as other users. The directory is this process's own.
+pub(super) fn make_public(file: &Path) -> Result<(), Error> {
+    let mode = fs::Permissions::from_mode(0o444);
+    fs::set_permissions(file, mode).map_err(failed("let VMs read", file))
+}
+
 /// The VM's user is nobody whom files are given to.
 fn require_public(file: &Path) -> Result<(), Error> {
-    let metadata = fs::metadata(file).map_err(failed("open", file))?;
-    if metadata.mode() & PUBLIC == 0 {
+    if !is_public(file)? {
         let why = "users of VMs may not read it; allow that with chmod o+r, or start forkd with the umask 022";
         let denied = io::Error::new(io::ErrorKind::PermissionDenied, why);
         return Err(failed("give a VM", file)(denied));

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,25 +54,27 @@ impl FirecrackerTemplate {
         let shape = Shape::of(&spec.machine);
         let snapshot = persist::STATE.open(&spec.files.state, &spec.machine)?;
         let (flat, state) = (spec.run_dir.join(FLAT), spec.run_dir.join(BARE));
-        let layered = !spec.files.layers.is_empty();
+        // One of its own, too, where VMs may not read the snapshot's.
+        let copied = !spec.files.layers.is_empty()
+            || walls.strong() && !launch::is_public(&spec.files.memory)?;
         let make = || {
             let size = shape.memory_bytes();
-            let ram = match layered {
+            let ram = match copied {
                 true => memory::flatten(&spec.files, size, &flat)?,
                 false => memory::open_memory(&spec.files.memory, size)?,
             };
             let mut bare = File::create_new(&state).map_err(failed("create", &state))?;
             io::copy(&mut snapshot.devices()?, &mut bare).map_err(failed("write", &state))?;
-            for own in [Some(&state), layered.then_some(&flat)]
+            for own in [Some(&state), copied.then_some(&flat)]
                 .into_iter()
                 .flatten()
             {
-                make_public(own)?;
+                launch::make_public(own)?;
             }
             Ok(ram)
         };
         let mut own = vec![state.clone()];
-        own.extend(layered.then(|| flat.clone()));
+        own.extend(copied.then(|| flat.clone()));
         let ram = make().inspect_err(|_| own.iter().for_each(|path| remove(path)))?;
         Ok(FirecrackerTemplate {
             walls,
@@ -84,7 +85,7 @@ impl FirecrackerTemplate {
             snapshot: spec.files.state,
             state,
             ram: Arc::new(ram),
-            ram_path: if layered { flat } else { spec.files.memory },
+            ram_path: if copied { flat } else { spec.files.memory },
             own,
         })
     }
@@ -156,12 +157,6 @@ impl Template for FirecrackerTemplate {
         })
         .await
     }
-}
-
-/// Whatever this process's mask takes away: VMs run as other users.
-fn make_public(path: &Path) -> Result<(), Error> {
-    let mode = std::fs::Permissions::from_mode(0o444);
-    std::fs::set_permissions(path, mode).map_err(failed("let VMs read", path))
 }
 
 fn remove(path: &Path) {
