@@ -102,7 +102,9 @@ impl Walls {
             Err(why) => why,
         };
         tracing::warn!(why, "VMs share this host's files, networks and user");
-        let mut walls = Walls::none(program, kind, why);
+        // Confined programs have no environment, and so no PATH.
+        let found = find(program).unwrap_or_else(|_| program.to_owned());
+        let mut walls = Walls::none(&found, kind, why);
         walls.filtered = true;
         if let Err(error) = walls.try_out() {
             tracing::warn!(error, "system calls of VMs are not filtered");
@@ -279,5 +281,7 @@ mod tests {
             Ok((program.to_owned(), contents))
         });
         assert!(!walls.strong() && !walls.filtered() && !walls.why.is_empty());
+        // Without an environment it is not looked for.
+        assert!(walls.program().is_absolute());
     }
 }
