@@ -206,21 +206,41 @@ held_by_firecracker() {
         && [ ! -e "/proc/$pid/root/bin" ] && case $group in *"$1"*) true ;; *) false ;; esac
 }
 
-# A world beyond an uplink: a public machine, somebody's private one, the clouds' metadata service.
+public=93.184.215.14 public6=2606:2800:220:1::14
+
+# A world beyond an uplink: a public machine, somebody's private one, the clouds' metadata service; of both versions.
 world() {
     ip link del up0 2> /dev/null
     ip netns del world 2> /dev/null
     ip netns add world
     ip link add up0 type veth peer name eth0 netns world
     ip addr add 192.88.99.1/24 dev up0
+    ip addr add 2a00:5::1/64 dev up0 nodad
     ip link set up0 up
     ip -n world link set eth0 up
     for address in 192.88.99.2/24 93.184.215.14/32 10.7.0.1/32 169.254.169.254/32; do
         ip -n world addr add $address dev eth0
     done
+    for address in 2a00:5::2/64 "$public6/128" fd12:3456::1/128 fd00:ec2::254/128; do
+        ip -n world addr add $address dev eth0 nodad
+    done
     ip route add default via 192.88.99.2
-    ip netns exec world python3 -m http.server --bind 0.0.0.0 --directory /tmp 80 > /dev/null 2>&1 &
+    ip -6 route add default via 2a00:5::2
+    # It takes connections of version 4, too.
+    ip netns exec world python3 -m http.server --bind :: --directory /tmp 80 > /dev/null 2>&1 &
     web=$!
+    # They answer this node: what a guest does not reach is refused, not absent.
+    for address in $public "[$public6]" 10.7.0.1 '[fd12:3456::1]' '[fd00:ec2::254]'; do
+        answers $address || { echo "$address does not answer this node"; return 1; }
+    done
+}
+
+answers() {
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        python3 -c "import urllib.request; urllib.request.urlopen('http://$1/', timeout=15)" 2> /dev/null && return 0
+        sleep 1
+    done
+    return 1
 }
 
 # Whether a sandbox gets an answer from there.
@@ -229,7 +249,8 @@ reaches() {
 }
 
 reaches_none() {
-    for address in 10.7.0.1 169.254.169.254 192.88.99.1:8889 10.43.0.1:8889; do
+    for address in 10.7.0.1 169.254.169.254 192.88.99.1:8889 10.43.0.1:8889 \
+        '[fd12:3456::1]' '[fd00:ec2::254]' '[2a00:5::1]:8889' '[fd66:6f72:6b64:43::1]:8889'; do
         if reaches "$1" $address; then
             echo "$1 reaches $address"
             return 1
@@ -237,18 +258,36 @@ reaches_none() {
     done
 }
 
-# Default, rules that change, the jail's user: for a fork and for a branch of it.
+reaches_both() {
+    for address in $public "[$public6]"; do
+        reaches "$1" $address || { echo "$1 does not reach $address $2"; return 1; }
+    done
+}
+
+reaches_neither() {
+    for address in $public "[$public6]"; do
+        if reaches "$1" $address; then echo "$1 reaches $address $2"; return 1; fi
+    done
+}
+
+# Default, rules that change, the jail's user: for a fork and for a branch of it, by both versions of IP.
 networks() {
-    world
+    world || return 1
+    FORKD_URL=none forkd doctor --engine auto | grep '✓ guest IPv6' || { echo "doctor sees no IPv6"; return 1; }
     serve serve3 || return 1
     first=$(run fork --tag quickstart -n 1) || return 1
-    reaches "$first" 93.184.215.14 || { echo "the public internet is not reached"; return 1; }
+    reaches_both "$first" "by default" || return 1
     reaches_none "$first" || return 1
     run branch "$first" --tag b3 || return 1
+    reaches_both "$first" "after its branch" || return 1
     second=$(run fork --tag b3 -n 1 --deny all) || return 1
-    if reaches "$second" 93.184.215.14; then echo "what is denied is reached"; return 1; fi
-    run network "$second" --deny all --allow 93.184.215.14:80 || return 1
-    reaches "$second" 93.184.215.14 || { echo "what is allowed is not reached"; return 1; }
+    reaches_neither "$second" "though all is denied" || return 1
+    run network "$second" --deny all --allow "$public:80" --allow "[$public6]:80" || return 1
+    reaches_both "$second" "though it is allowed" || return 1
+    reaches_none "$second" || return 1
+    run network "$second" --deny "$public6" || return 1
+    if reaches "$second" "[$public6]"; then echo "a denied address of version 6 is reached"; return 1; fi
+    reaches "$second" $public || { echo "version 4 went with what was denied of version 6"; return 1; }
     pid=$(run ls --json | grep -o '"pid": [0-9]*' | head -1 | grep -o '[0-9]*')
     [ "$(stat -c %u /proc/$pid)" -ge 1879048192 ] || { echo "the monitor runs as user $(stat -c %u /proc/$pid)"; return 1; }
 }
