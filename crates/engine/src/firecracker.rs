@@ -188,6 +188,7 @@ impl Engine for Firecracker {
 
     async fn template(&self, spec: TemplateSpec) -> Result<Arc<dyn Template>, Error> {
         let tracking = self.about().await?.tracking();
+        blocking::run(require_kvm).await?;
         let (walls, gate) = (self.walls().await.clone(), Arc::clone(&self.gate));
         let open = move || FirecrackerTemplate::open(spec, walls, tracking, gate);
         Ok(Arc::new(blocking::run(open).await?))

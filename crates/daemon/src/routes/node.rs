@@ -84,7 +84,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, ApiError
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 
-/// The daemon's version and engine.
+/// The daemon's version and engine, and what that can do.
 #[utoipa::path(get, path = "/version", tag = "node",
     responses((status = 200, body = Version), Failures))]
 pub(crate) async fn version(State(app): State<App>) -> Json<Version> {
