@@ -177,9 +177,11 @@ impl Drop for Watched {
 fn describe(exit: &Exit) -> String {
     match exit {
         Exit::Code(code) => format!("status {code}"),
-        Exit::Signal(7) => "signal 7: the disk that holds its memory may be full".to_owned(),
+        Exit::Signal(7) => {
+            "signal 7: the disk that holds its memory may be full or damaged".to_owned()
+        }
         Exit::Signal(9) => "signal 9: it was killed, perhaps for want of memory".to_owned(),
-        Exit::Signal(31) => "signal 31: it made a system call that its jail forbids".to_owned(),
+        Exit::Signal(31) => "signal 31: it made a system call that is forbidden to it".to_owned(),
         Exit::Signal(signal) => format!("signal {signal}"),
         Exit::Reset => "the guest reset its machine".to_owned(),
         Exit::Unknown => "nobody knows how".to_owned(),
@@ -188,7 +190,7 @@ fn describe(exit: &Exit) -> String {
 
 /// Waits for the end of a process, reaps it, and waits a little for what it said before it left, which may still be
 /// on its way: until `closed` holds. An error is told, and means that nobody knows.
-pub(crate) async fn ended<T>(
+async fn ended<T>(
     process: &Process,
     pidfd: &AsyncFd<OwnedFd>,
     seen: &mut watch::Receiver<T>,
@@ -215,8 +217,22 @@ pub(crate) fn adopt(identity: ProcessIdentity) -> Result<Option<Process>, Error>
     Process::adopt(wanted).map_err(|error| not_found(&error))
 }
 
+/// The same of one that has `argument` on its command line; one that has not is none of ours. Blocks.
+pub(crate) fn adopt_named(
+    identity: ProcessIdentity,
+    argument: &str,
+) -> Result<Option<Process>, Error> {
+    let Some(process) = adopt(identity)? else {
+        return Ok(None);
+    };
+    let arguments = host::command_line(identity.pid).map_err(|error| not_found(&error))?;
+    let is_ours =
+        arguments.is_some_and(|arguments| arguments.iter().any(|found| found == argument));
+    Ok(is_ours.then_some(process))
+}
+
 /// What keeps a process from being looked at.
-pub(crate) fn not_found(error: &host::Error) -> Error {
+fn not_found(error: &host::Error) -> Error {
     Error::Control {
         step: "find the process",
         detail: chain(error),

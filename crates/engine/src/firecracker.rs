@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use forkd_host::facts::Facts;
-use forkd_host::process::{self as host, Process};
+use forkd_host::process::Process;
 use tokio::sync::{OnceCell, Semaphore};
 
 mod arguments;
@@ -268,14 +268,10 @@ struct Found {
 
 /// Looks for a VM that an earlier daemon started. Blocks.
 fn find(identity: ProcessIdentity, id: &str, run_dir: &Path) -> Result<Option<Found>, Error> {
-    let Some(process) = child::adopt(identity)? else {
+    let name = arguments::name_argument(id);
+    let Some(process) = child::adopt_named(identity, &name)? else {
         return Ok(None);
     };
-    let arguments = host::command_line(identity.pid).map_err(|error| child::not_found(&error))?;
-    let name = arguments::name_argument(id);
-    if !arguments.is_some_and(|arguments| arguments.contains(&name)) {
-        return Ok(None);
-    }
     let path = run_dir.join(RECORD);
     let damaged = || failed("read", &path)(io::ErrorKind::InvalidData.into());
     let record = record::read(&path)

@@ -188,7 +188,7 @@ impl Engine for Kvm {
         let (process, control, record) = found;
         let monitor = Monitor::attach(process, control, Output::lost(), Hold::Free)?;
         // Whoever finds fault with it later shall find it running.
-        monitor.keep();
+        monitor.process.keep();
         let step = "greet a VM of an earlier daemon";
         let status = forkd_wire::vmm::Request::Status;
         monitor.ask(step, &status, &[], ADOPT_LIMIT).await?;

@@ -215,7 +215,7 @@ impl Files {
                 step,
                 millis: u64::try_from(WRITE_LIMIT.as_millis()).unwrap_or(u64::MAX),
             }),
-            Err(Refusal::Closed) => Err(monitor.gone(step).await),
+            Err(Refusal::Closed) => Err(monitor.process.gone(step).await),
         }
     }
 

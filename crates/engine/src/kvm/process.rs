@@ -4,19 +4,16 @@ use std::io::PipeReader;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forkd_host::process::{self as host, Process, Spawn, Stdio};
 use forkd_wire::vmm::{self, Reply, Request};
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
 use super::client::{self, Client, Ready, Seen};
-use crate::child::{self, Guard, KILL_LIMIT, LAST_WORDS, OOM_SCORE};
+use crate::child::{Guard, Watched};
 use crate::output::Output;
 use crate::rundir::failed;
-use crate::{Error, Exit, ProcessIdentity, blocking};
+use crate::{Error, Exit, blocking};
 use forkd_host::chain;
 
 /// What happens to a process when nobody holds on to it any more.
@@ -28,14 +25,12 @@ pub(super) enum Hold {
     Free,
 }
 
-/// A process that somebody holds on to. Until [`Monitor::keep`] is called, letting go kills it.
+/// A process that somebody holds on to.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    process: Arc<Process>,
+    /// The process itself.
+    pub(super) process: Watched,
     client: Arc<Client>,
-    output: Arc<Output>,
-    exit: watch::Receiver<Option<Exit>>,
-    kept: AtomicBool,
 }
 
 /// A process that was started and has not spoken yet.
@@ -128,57 +123,25 @@ impl Monitor {
         hold: Hold,
     ) -> Result<Monitor, Error> {
         let guard = Guard::new(process);
-        let process = guard.process();
-        let pid = process.identity().pid;
+        let pid = guard.process().identity().pid;
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let client = Arc::new(Client::new(control).map_err(failed("watch", &proc))?);
-        if let Err(error) = process.set_oom_score_adj(OOM_SCORE) {
-            tracing::debug!(%error, "out-of-memory score stays as it is");
-        }
-        let pidfd = process.pidfd().try_clone_to_owned();
-        let pidfd = pidfd.and_then(crate::fd::readable);
-        let pidfd = pidfd.map_err(failed("watch", &proc))?;
-        let process = Arc::new(guard.disarm());
-        let (tell, exit) = watch::channel(None);
-        let watched = Arc::clone(&process);
-        let seen = client.seen();
         let tied = (hold == Hold::Tied).then(|| Arc::clone(&client));
-        tokio::spawn(async move {
-            let exit = watch_end(&watched, &pidfd, seen).await;
-            tracing::debug!(pid, ?exit, "a process of the monitor ended");
-            tell.send_replace(Some(exit));
+        let meaning = move |exit, seen: &Seen| {
             drop(tied);
-        });
-        Ok(Monitor {
-            process,
-            client,
-            output,
-            exit,
-            kept: AtomicBool::new(false),
-        })
-    }
-
-    /// From now on, letting go of this value leaves the process alone.
-    pub(super) fn keep(&self) {
-        self.kept.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn identity(&self) -> ProcessIdentity {
-        let identity = self.process.identity();
-        ProcessIdentity {
-            pid: identity.pid,
-            start_ticks: identity.start_ticks,
-        }
+            if let Some((vmm::Exit::Internal, message)) = &seen.exiting {
+                tracing::warn!(message, "the monitor gave up a VM");
+            }
+            judge(exit, seen.exiting.as_ref().map(|(exit, _)| *exit))
+        };
+        let seen = client.seen();
+        let process = Watched::attach(guard.disarm(), output, seen, |seen| seen.closed, meaning)?;
+        Ok(Monitor { process, client })
     }
 
     /// The kernel's list of the process's pages.
     pub(super) fn pagemap(&self) -> PathBuf {
-        format!("/proc/{}/pagemap", self.identity().pid).into()
-    }
-
-    /// Whether the process runs, as far as is known.
-    pub(super) fn alive(&self) -> bool {
-        self.exit.borrow().is_none()
+        format!("/proc/{}/pagemap", self.process.identity().pid).into()
     }
 
     /// Asks and waits. A process that is gone is told with its last words.
@@ -196,7 +159,7 @@ impl Monitor {
                 detail: failure.message,
             }),
             Err(client::Error::Late) => Err(late(step, limit)),
-            Err(client::Error::Closed) => Err(self.gone(step).await),
+            Err(client::Error::Closed) => Err(self.process.gone(step).await),
         }
     }
 
@@ -218,7 +181,7 @@ impl Monitor {
         match (seen.ready, seen.failed) {
             (Some(ready), _) => Ok(ready),
             (None, Some(failure)) => Err(Start::Failed(failure)),
-            (None, None) => Err(Start::Error(self.gone(step).await)),
+            (None, None) => Err(Start::Error(self.process.gone(step).await)),
         }
     }
 
@@ -232,7 +195,7 @@ impl Monitor {
                 step,
                 detail: message,
             }),
-            (false, None) => Err(self.gone(step).await),
+            (false, None) => Err(self.process.gone(step).await),
         }
     }
 
@@ -247,50 +210,6 @@ impl Monitor {
             Err(_) => None,
         }
     }
-
-    /// The error of a process that closed its control socket.
-    pub(super) async fn gone(&self, step: &'static str) -> Error {
-        match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
-            Ok(exit) => Error::Exited {
-                exit: describe(&exit),
-                output: self.output.last_words(LAST_WORDS).await,
-            },
-            Err(_) => Error::Control {
-                step,
-                detail: "its control socket is closed".to_owned(),
-            },
-        }
-    }
-
-    /// The error if the process is gone already.
-    pub(super) async fn check(&self) -> Result<(), Error> {
-        match self.alive() {
-            true => Ok(()),
-            false => Err(self.gone("use").await),
-        }
-    }
-
-    /// Kills the process and waits until it is gone.
-    pub(super) async fn kill(&self) -> Result<(), Error> {
-        self.process.kill().map_err(|error| Error::Control {
-            step: "kill",
-            detail: chain(&error),
-        })?;
-        match tokio::time::timeout(KILL_LIMIT, self.exited()).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(late("end when killed", KILL_LIMIT)),
-        }
-    }
-
-    /// Waits until the process is gone.
-    pub(super) async fn exited(&self) -> Exit {
-        let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().unwrap_or(Exit::Unknown),
-            // The watcher is gone: the runtime is being shut down.
-            Err(_) => Exit::Unknown,
-        }
-    }
 }
 
 /// Why a template is not there.
@@ -300,16 +219,6 @@ pub(super) enum Start {
     Failed(vmm::Failure),
     /// It says nothing.
     Error(Error),
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        if !self.kept.load(Ordering::Relaxed)
-            && let Err(error) = self.process.kill()
-        {
-            tracing::error!(%error, "a process of the monitor is left over");
-        }
-    }
 }
 
 fn late(step: &'static str, limit: Duration) -> Error {
@@ -327,22 +236,6 @@ pub(super) fn strange(step: &'static str, reply: &Reply) -> Error {
     }
 }
 
-/// Waits for the end of a process, and says how it ended as far as the guest is concerned.
-async fn watch_end(
-    process: &Process,
-    pidfd: &AsyncFd<OwnedFd>,
-    mut seen: watch::Receiver<Seen>,
-) -> Exit {
-    let Ok(exit) = child::ended(process, pidfd, &mut seen, |seen| seen.closed).await else {
-        return Exit::Unknown;
-    };
-    let exiting = seen.borrow().exiting.clone();
-    if let Some((vmm::Exit::Internal, message)) = &exiting {
-        tracing::warn!(message, "the monitor gave up a VM");
-    }
-    judge(exit, exiting.map(|(exit, _)| exit))
-}
-
 /// What the end of a process means for its guest.
 pub(super) fn judge(exit: Option<host::Exit>, told: Option<vmm::Exit>) -> Exit {
     match (exit, told) {
@@ -354,18 +247,6 @@ pub(super) fn judge(exit: Option<host::Exit>, told: Option<vmm::Exit>) -> Exit {
             Exit::Code(0)
         }
         _ => Exit::Unknown,
-    }
-}
-
-fn describe(exit: &Exit) -> String {
-    match exit {
-        Exit::Code(code) => format!("status {code}"),
-        Exit::Signal(7) => "signal 7: the disk that holds its memory may be damaged".to_owned(),
-        Exit::Signal(9) => "signal 9: it was killed, perhaps for want of memory".to_owned(),
-        Exit::Signal(31) => "signal 31: it made a system call that the filter forbids".to_owned(),
-        Exit::Signal(signal) => format!("signal {signal}"),
-        Exit::Reset => "the guest reset its machine".to_owned(),
-        Exit::Unknown => "nobody knows how".to_owned(),
     }
 }
 

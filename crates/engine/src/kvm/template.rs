@@ -356,11 +356,11 @@ fn write_base_index(run_dir: &Path, machine: &MachineSpec) -> Result<PathBuf, Er
 #[async_trait]
 impl Template for KvmTemplate {
     fn identity(&self) -> Option<ProcessIdentity> {
-        Some(self.monitor.identity())
+        Some(self.monitor.process.identity())
     }
 
     fn is_alive(&self) -> bool {
-        self.monitor.alive()
+        !self.monitor.process.has_ended()
     }
 
     async fn fork(&self, specs: Vec<ForkSpec>) -> Vec<Result<Arc<dyn Vm>, Error>> {
@@ -381,7 +381,7 @@ impl Template for KvmTemplate {
 
     async fn close(&self) -> Result<(), Error> {
         self.gate.close();
-        self.monitor.kill().await
+        self.monitor.process.kill().await
     }
 }
 

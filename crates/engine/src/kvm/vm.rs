@@ -128,7 +128,7 @@ impl KvmVm {
 
     /// As [`KvmVm::new`], of what is known of an earlier daemon's VM.
     pub(super) fn adopted(monitor: Monitor, run_dir: PathBuf, booted: bool) -> Arc<KvmVm> {
-        monitor.keep();
+        monitor.process.keep();
         Arc::new(KvmVm(Arc::new(Inner {
             monitor,
             run_dir,
@@ -141,7 +141,7 @@ impl KvmVm {
 #[async_trait]
 impl Vm for KvmVm {
     fn identity(&self) -> ProcessIdentity {
-        self.0.monitor.identity()
+        self.0.monitor.process.identity()
     }
 
     fn console(&self) -> PathBuf {
@@ -180,23 +180,23 @@ impl Vm for KvmVm {
     }
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
-        self.0.monitor.check().await?;
+        self.0.monitor.process.check().await?;
         let dir = RunDir::open(&self.0.run_dir)?;
         match vsock::dial(&dir, VSOCK).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => {
-                self.0.monitor.check().await?;
+                self.0.monitor.process.check().await?;
                 Err(error)
             }
         }
     }
 
     async fn kill(&self) -> Result<(), Error> {
-        self.0.monitor.kill().await
+        self.0.monitor.process.kill().await
     }
 
     async fn exited(&self) -> Exit {
-        self.0.monitor.exited().await
+        self.0.monitor.process.exited().await
     }
 }
 
