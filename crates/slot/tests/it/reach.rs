@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use forkd_slot::address::{GATEWAY_MAC, GATEWAY6, GUEST, GUEST6, TAP};
 use forkd_slot::policy::{Mode, Policy};
@@ -238,6 +239,9 @@ fn a_guest_that_lies_about_its_address_reaches_nothing() {
     }
 }
 
+/// linux/if_addr.h: others may still object to the address.
+const IFA_F_TENTATIVE: u32 = 0x40;
+
 #[test]
 fn a_guest_is_no_router_and_few_neighbours() {
     let world = World::new();
@@ -246,14 +250,37 @@ fn a_guest_is_no_router_and_few_neighbours() {
     let mut tap = std::fs::File::from(slot.tap().unwrap());
     let inside = forkd_host::net::netns::Netns::open(slot.netns());
     let inside = inside.unwrap().unwrap();
-    // Where to and through whom, without what counts users.
+    // Where to and through whom, without what counts users, and what the devices' own addresses bring about when they
+    // come to count.
     let routes = || -> Vec<String> {
         let table = std::fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap();
         let words = table.lines().map(|line| line.split_whitespace().collect());
+        let words = words.filter(|words: &Vec<&str>| !words[0].starts_with("fe80"));
         words
             .map(|words: Vec<&str>| [words[0], words[1], words[4], words[9]].join(" "))
             .collect()
     };
+    // The device hears nobody before its addresses count, its own and the gateway's.
+    let counts = || {
+        let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        let words = addresses
+            .lines()
+            .map(|line| line.split_whitespace().collect());
+        let of_device: Vec<Vec<&str>> = words.filter(|words: &Vec<_>| words[5] == TAP).collect();
+        let flags = |words: &Vec<&str>| u32::from_str_radix(words[4], 16).unwrap();
+        of_device.len() == 2
+            && of_device
+                .iter()
+                .all(|words| flags(words) & IFA_F_TENTATIVE == 0)
+    };
+    let until = Instant::now() + SOON * 10;
+    while !inside.enter(counts).unwrap() {
+        assert!(
+            Instant::now() < until,
+            "the device has no address of its own"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let before = inside.enter(routes).unwrap();
     let from = |last: u16| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last);
     for last in 1..=100 {

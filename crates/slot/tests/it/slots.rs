@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,6 +40,12 @@ fn a_pool_fills_leases_refills_and_leaves_nothing() {
         pool.lease(PATIENCE).unwrap_err(),
         Error::Exhausted { max: 5 }
     );
+    // Held, so that no other namespace is taken for one of them.
+    let held: Vec<_> = leased
+        .iter()
+        .filter_map(|slot| named(slot.netns()))
+        .collect();
+    assert_eq!(held.len(), 5);
     for slot in leased {
         assert_eq!(slot.netns(), address::netns(slot.index()));
         pool.release(slot.index());
@@ -51,13 +58,21 @@ fn a_pool_fills_leases_refills_and_leaves_nothing() {
     assert_eq!(world.registry().ours().unwrap().len(), 3);
     pool.close();
     assert!(world.registry().ours().unwrap().is_empty());
-    for index in indices {
-        assert!(
-            netns::Netns::open(&address::netns(index))
-                .unwrap()
-                .is_none()
-        );
+    // Another node of this machine may have taken the number since.
+    for (_, before) in &held {
+        let now: Vec<_> = indices
+            .iter()
+            .filter_map(|index| named(&address::netns(*index)))
+            .collect();
+        assert!(now.iter().all(|(_, other)| other != before));
     }
+}
+
+/// The namespace of this name, and what tells it from all others that are there at the same time.
+fn named(name: &str) -> Option<(netns::Netns, u64)> {
+    let netns = netns::Netns::open(name).unwrap()?;
+    let file = std::fs::File::from(netns.as_fd().try_clone_to_owned().unwrap());
+    Some((netns, file.metadata().unwrap().ino()))
 }
 
 #[test]
