@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -229,6 +230,38 @@ pub(crate) fn adopt_named(
     let is_ours =
         arguments.is_some_and(|arguments| arguments.iter().any(|found| found == argument));
     Ok(is_ours.then_some(process))
+}
+
+/// Why a program could not be started; `missing` is the error of one that is not there.
+pub(crate) fn not_started(
+    program: &Path,
+    error: host::Error,
+    missing: fn(&Path) -> Error,
+) -> Error {
+    match error {
+        host::Error::Spawn { source, .. } => cannot_run(program, source, missing),
+        other => cannot_run(program, io::Error::other(other), missing),
+    }
+}
+
+/// What a program answers when it is run with this argument; `missing` as above. Blocks.
+pub(crate) fn ask(
+    program: &Path,
+    argument: &str,
+    missing: fn(&Path) -> Error,
+) -> Result<std::process::Output, Error> {
+    let output = Command::new(program).arg(argument).output();
+    output.map_err(|source| cannot_run(program, source, missing))
+}
+
+fn cannot_run(program: &Path, source: io::Error, missing: fn(&Path) -> Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::NotFound => missing(program),
+        _ => Error::Spawn {
+            program: program.display().to_string(),
+            source,
+        },
+    }
 }
 
 /// What keeps a process from being looked at.

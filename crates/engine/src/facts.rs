@@ -1,5 +1,7 @@
 //! Facts that snapshots depend on: versions of programs that are other projects', the CPU.
 
+use std::collections::BTreeMap;
+
 /// A version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
@@ -46,6 +48,21 @@ pub(crate) fn host_cpu() -> String {
         .find_map(|line| line.strip_prefix("model name"));
     let model = model.and_then(|rest| rest.split_once(':'));
     model.map_or("unknown", |(_, name)| name.trim()).to_owned()
+}
+
+/// How a fact differs from what was recorded, in words; `same` decides whether it does.
+pub(crate) fn change(
+    key: &str,
+    recorded: &BTreeMap<String, String>,
+    here: &BTreeMap<String, String>,
+    same: impl Fn(Option<&String>, Option<&String>) -> bool,
+) -> Option<String> {
+    let (there, here) = (recorded.get(key), here.get(key));
+    (!same(there, here)).then(|| {
+        let name = key.replace('_', " ");
+        let (there, here) = (say(there), say(here));
+        format!("{name} was {there} when it was made, here it is {here}")
+    })
 }
 
 /// A fact that is not recorded, or its words.

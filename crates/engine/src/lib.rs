@@ -39,6 +39,8 @@ mod record;
 mod rundir;
 pub mod select;
 mod statefile;
+#[cfg(test)]
+mod test_image;
 mod vsock;
 
 pub use error::Error;

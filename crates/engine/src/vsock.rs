@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::Error;
+use crate::child::Watched;
 use crate::rundir::{RunDir, failed};
 
 /// How long the guest may take to accept or refuse a connection.
@@ -21,8 +22,17 @@ const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// The longest answer to a dial, `OK 4294967295`.
 const ANSWER_MAX: usize = 16;
 
-/// Connects to the agent, through the socket of this name in a VM's directory.
-pub(crate) async fn dial(dir: &RunDir, name: &str) -> Result<UnixStream, Error> {
+/// Connects to the agent, through the socket of this name in the directory of a VM, which has this process. One that
+/// went meanwhile is told with its last words.
+pub(crate) async fn dial(process: &Watched, dir: &RunDir, name: &str) -> Result<UnixStream, Error> {
+    let asked = reach(dir, name).await;
+    if asked.is_err() {
+        process.check().await?;
+    }
+    asked
+}
+
+async fn reach(dir: &RunDir, name: &str) -> Result<UnixStream, Error> {
     match tokio::time::timeout(DIAL_LIMIT, ask(dir, name)).await {
         Ok(asked) => asked.map_err(failed("reach the guest's agent through", &dir.file(name))),
         Err(_) => Err(Error::Timeout {

@@ -1,14 +1,12 @@
 //! What a snapshot depends on: the format that Firecracker wrote its state in, and the CPU that guests see.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::process::Command;
 
 use super::missing;
 use super::request::Tracking;
-use crate::Error;
-use crate::facts::{Version, host_cpu, say};
+use crate::facts::{self, Version, host_cpu, say};
+use crate::{Error, child};
 
 /// The oldest Firecracker that tells the guest, when a snapshot is loaded, that its connections are gone.
 const OLDEST: Version = Version::new(1, 10, 0);
@@ -42,9 +40,13 @@ impl About {
 
 /// Asks the program for its version and refuses what cannot be used. Blocks.
 pub(super) fn ask(program: &Path) -> Result<About, Error> {
-    let version = run(program, "--version")?;
+    let said = |question| {
+        let output = child::ask(program, question, missing)?;
+        Ok::<_, Error>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let version = said("--version")?;
     let version = judge(program, Version::after("Firecracker v", &version))?;
-    let format = run(program, "--snapshot-version")?;
+    let format = said("--snapshot-version")?;
     let format = Version::after("v", &format).ok_or_else(|| {
         let problem = "it does not say the format of its snapshots".to_owned();
         unusable(program, problem)
@@ -73,18 +75,6 @@ fn unusable(program: &Path, problem: String) -> Error {
         problem,
         remedy: "install Firecracker 1.10 or later, but neither 1.16.0 nor 1.16.1".to_owned(),
     }
-}
-
-fn run(program: &Path, question: &str) -> Result<String, Error> {
-    let output = Command::new(program).arg(question).output();
-    let output = output.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => missing(program),
-        _ => Error::Spawn {
-            program: program.display().to_string(),
-            source,
-        },
-    })?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The facts of this host. Blocks.
@@ -117,9 +107,5 @@ pub(super) fn difference(
             say(ours)
         ));
     }
-    let (there, ours) = (recorded.get(CPU), here.get(CPU));
-    (there != ours).then(|| {
-        let (there, ours) = (say(there), say(ours));
-        format!("cpu model was {there} when it was made, here it is {ours}")
-    })
+    facts::change(CPU, recorded, here, |there, here| there == here)
 }

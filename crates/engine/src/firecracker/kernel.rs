@@ -196,13 +196,12 @@ mod tests {
     /// Debian's is packed by xz, with a filter for x86 code.
     #[test]
     fn a_distributions_kernel_is_unpacked() {
-        let Some(dir) = std::env::var_os("FORKD_TEST_IMAGE_DIR") else {
-            eprintln!("skipped: FORKD_TEST_IMAGE_DIR names no directory with a kernel");
+        let Some(dir) = crate::test_image::directory() else {
             return;
         };
         let to = tempfile::tempdir().unwrap();
         let to = to.path().join("vmlinux");
-        unpack(&Path::new(&dir).join("kernel"), &to).unwrap();
+        unpack(&dir.join("kernel"), &to).unwrap();
         let kernel = std::fs::read(to).unwrap();
         assert!(kernel.starts_with(ELF) && kernel.len() > 16 << 20);
         let banner = kernel.windows(14).any(|bytes| bytes == b"Linux version ");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use forkd_host::chain;
 use forkd_host::process::root::{Lent, Root};
-use forkd_host::process::{self as host, Confinement, Process, Spawn, Stdio, User};
+use forkd_host::process::{Confinement, Process, Spawn, Stdio, User};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use super::missing;
 use super::names::{CONSOLE, CONSOLE_LOG, OWN};
 use super::network::Place;
 use super::process::Monitor;
-use crate::child::Guard;
+use crate::child::{self, Guard};
 use crate::jail::Walls;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
@@ -113,7 +113,7 @@ fn spawn(mut plan: Plan) -> Result<Started, Error> {
         netns,
         ..Spawn::new(&program, arguments(&plan.id))
     });
-    let guard = Guard::new(process.map_err(|error| not_started(&program, error))?);
+    let guard = Guard::new(process.map_err(|error| child::not_started(&program, error, missing))?);
     Ok(Started {
         run_dir,
         guard,
@@ -218,20 +218,4 @@ fn require_public(file: &Path) -> Result<(), Error> {
     }
     // What cannot be opened here is not there either.
     File::open(file).map(drop).map_err(failed("open", file))
-}
-
-fn not_started(program: &Path, error: host::Error) -> Error {
-    match error {
-        host::Error::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            missing(program)
-        }
-        host::Error::Spawn { source, .. } => Error::Spawn {
-            program: program.display().to_string(),
-            source,
-        },
-        other => Error::Spawn {
-            program: program.display().to_string(),
-            source: io::Error::other(other),
-        },
-    }
 }

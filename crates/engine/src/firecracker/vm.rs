@@ -84,25 +84,15 @@ impl Vm for FirecrackerVm {
 
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error> {
         let inner = Arc::clone(&self.0);
-        // In a task of its own: a caller who goes away must not leave the guest standing still.
-        let saved = tokio::spawn(async move { inner.save(spec).await });
-        saved.await.unwrap_or_else(|error| {
-            Err(Error::Control {
-                step: "save",
-                detail: error.to_string(),
-            })
-        })
+        // Or the guest would be left standing still.
+        blocking::to_its_end("save", inner.save(spec)).await
     }
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
-        self.0.monitor.process.check().await?;
-        match vsock::dial(&self.0.run_dir, VSOCK).await {
-            Ok(stream) => Ok(Box::new(Channel(self.0.keep(stream)))),
-            Err(error) => {
-                self.0.monitor.process.check().await?;
-                Err(error)
-            }
-        }
+        let inner = &self.0;
+        inner.monitor.process.check().await?;
+        let stream = vsock::dial(&inner.monitor.process, &inner.run_dir, VSOCK).await?;
+        Ok(Box::new(Channel(inner.keep(stream))))
     }
 
     async fn kill(&self) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::program::PROGRAM;
-use crate::Error;
+use crate::{Error, facts};
 
 const VENDOR: &str = "cpu_vendor";
 const KIND: &str = "kvm_kind";
@@ -61,16 +61,6 @@ pub(super) fn difference(
     recorded: &BTreeMap<String, String>,
     here: &BTreeMap<String, String>,
 ) -> Option<String> {
-    [VENDOR, KIND].into_iter().find_map(|key| {
-        let (there, here) = (recorded.get(key), here.get(key));
-        (there != here).then(|| {
-            let name = key.replace('_', " ");
-            let (there, here) = (say(there), say(here));
-            format!("{name} was {there} when it was made, here it is {here}")
-        })
-    })
-}
-
-fn say(fact: Option<&String>) -> &str {
-    fact.map_or("unknown", String::as_str)
+    let mut keys = [VENDOR, KIND].into_iter();
+    keys.find_map(|key| facts::change(key, recorded, here, |there, here| there == here))
 }

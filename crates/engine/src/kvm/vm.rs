@@ -160,18 +160,15 @@ impl Vm for KvmVm {
 
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error> {
         let inner = Arc::clone(&self.0);
-        // In a task of its own: a caller who goes away must not leave the guest standing still.
-        let saved = tokio::spawn(async move { inner.save(spec).await });
-        saved
-            .await
-            .unwrap_or_else(|error| Err(ended("save", &error)))
+        // Or the guest would be left standing still.
+        blocking::to_its_end("save", inner.save(spec)).await
     }
 
     async fn branch(&self) -> Result<Branch, Error> {
         let inner = Arc::clone(&self.0);
-        // In a task of its own: a template whose birth nobody hears of would be left over.
-        let born = tokio::spawn(async move { branch::fork_off(&inner).await });
-        let born = born.await.map_err(|error| ended("branch", &error))??;
+        // Or a template whose birth nobody hears of would be left over.
+        let born = async move { branch::fork_off(&inner).await };
+        let born = blocking::to_its_end("branch", born).await?;
         Ok(Branch {
             template: born.template,
             pause: born.pause,
@@ -182,13 +179,8 @@ impl Vm for KvmVm {
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {
         self.0.monitor.process.check().await?;
         let dir = RunDir::open(&self.0.run_dir)?;
-        match vsock::dial(&dir, VSOCK).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => {
-                self.0.monitor.process.check().await?;
-                Err(error)
-            }
-        }
+        let stream = vsock::dial(&self.0.monitor.process, &dir, VSOCK).await?;
+        Ok(Box::new(stream))
     }
 
     async fn kill(&self) -> Result<(), Error> {
@@ -197,13 +189,6 @@ impl Vm for KvmVm {
 
     async fn exited(&self) -> Exit {
         self.0.monitor.process.exited().await
-    }
-}
-
-fn ended(step: &'static str, error: &tokio::task::JoinError) -> Error {
-    Error::Control {
-        step,
-        detail: error.to_string(),
     }
 }
 

@@ -1,13 +1,11 @@
 //! What a snapshot depends on: QEMU's version, the CPU that guests see, the rate of its counter.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::process::Command;
 
 use super::{Accel, missing};
-use crate::Error;
-use crate::facts::{Version, host_cpu, say};
+use crate::facts::{self, Version, host_cpu};
+use crate::{Error, child};
 
 /// The oldest QEMU whose machine and options are as needed.
 const OLDEST: Version = Version::new(7, 0, 0);
@@ -27,14 +25,7 @@ pub(super) fn parse(text: &str) -> Option<Version> {
 
 /// Asks the program for its version and refuses what cannot be used. Blocks.
 pub(super) fn ask_version(program: &Path) -> Result<Version, Error> {
-    let output = Command::new(program).arg("--version").output();
-    let output = output.map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => missing(program),
-        _ => Error::Spawn {
-            program: program.display().to_string(),
-            source,
-        },
-    })?;
+    let output = child::ask(program, "--version", missing)?;
     let unusable = |problem: String| Error::Program {
         program: program.display().to_string(),
         problem,
@@ -75,22 +66,14 @@ pub(super) fn difference(
     recorded: &BTreeMap<String, String>,
     here: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let differs = |key: &str| {
-        let (there, here) = (recorded.get(key), here.get(key));
-        let same = match key {
+    let mut keys = [VERSION, MACHINE, ACCEL, CPU, TSC].into_iter();
+    keys.find_map(|key| {
+        facts::change(key, recorded, here, |there, here| match key {
             VERSION => series(there) == series(here),
             TSC => near(there, here),
             _ => there == here,
-        };
-        (!same).then(|| {
-            let name = key.replace('_', " ");
-            let (there, here) = (say(there), say(here));
-            format!("{name} was {there} when it was made, here it is {here}")
         })
-    };
-    [VERSION, MACHINE, ACCEL, CPU, TSC]
-        .into_iter()
-        .find_map(differs)
+    })
 }
 
 /// Within a series, QEMU keeps the format of device state.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use forkd_host::process::{self as host, Process, Spawn, Stdio, User};
+use forkd_host::process::{Process, Spawn, Stdio, User};
 use tokio::net::UnixStream;
 
 use super::arguments::{Launch, Sockets, Start, arguments, inherited};
@@ -14,7 +14,7 @@ use super::names::{AGENT, CONSOLE, CONSOLE_LOG, CONTROL};
 use super::process::Monitor;
 use super::request::Command;
 use super::{Setup, missing};
-use crate::child::Guard;
+use crate::child::{self, Guard};
 use crate::jail::Walls;
 use crate::output::Output;
 use crate::rundir::{RunDir, failed};
@@ -132,7 +132,7 @@ fn spawn(plan: Plan) -> Result<Started, Error> {
         confine: plan.walls.confinement(plan.user, DEVICES_MAX),
         ..Spawn::new(program, args)
     });
-    let guard = Guard::new(process.map_err(|error| not_started(program, error))?);
+    let guard = Guard::new(process.map_err(|error| child::not_started(program, error, missing))?);
     Ok(Started {
         run_dir,
         guard,
@@ -189,20 +189,4 @@ pub(super) fn name_files(error: Error, names: &[(RawFd, PathBuf)]) -> Error {
         output = output.replace(&quoted, &format!("{}'", path.display()));
     }
     Error::Exited { exit, output }
-}
-
-fn not_started(program: &Path, error: host::Error) -> Error {
-    match error {
-        host::Error::Spawn { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            missing(program)
-        }
-        host::Error::Spawn { source, .. } => Error::Spawn {
-            program: program.display().to_string(),
-            source,
-        },
-        other => Error::Spawn {
-            program: program.display().to_string(),
-            source: std::io::Error::other(other),
-        },
-    }
 }

@@ -2,39 +2,24 @@
 
 mod jail;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::MachineSpec;
 use crate::contract::{World, check};
+use crate::{MachineSpec, test_image};
 
-/// A directory that holds `kernel`, `initramfs` and `rootfs`.
-const IMAGE: &str = "FORKD_TEST_IMAGE_DIR";
 /// Guests in software emulation, with other tests beside them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The machine of the test image; `None` where there is none.
+/// The machine of the test image; `None`, and why on the output, where there is none.
 fn machine() -> Option<MachineSpec> {
-    let dir = PathBuf::from(std::env::var_os(IMAGE)?);
-    Some(MachineSpec {
-        vcpus: 1,
-        memory_mib: 512,
-        kernel: dir.join("kernel"),
-        initramfs: dir.join("initramfs"),
-        rootfs: dir.join("rootfs"),
-        cmdline: String::new(),
-        network: false,
-    })
+    test_image::machine(512, false)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_contract() {
-    let Some(machine) = machine() else {
-        eprintln!("skipped: {IMAGE} names no directory with kernel, initramfs and rootfs");
-        return;
-    };
+    let Some(machine) = machine() else { return };
     let dir = tempfile::tempdir().unwrap();
     let engine = Arc::new(Qemu::new(PROGRAM, Accel::Tcg));
     check(&World::new(engine, machine, dir.path(), PATIENCE)).await;
@@ -55,10 +40,7 @@ async fn boot(engine: &Qemu, machine: MachineSpec, dir: &Path) -> Result<Arc<dyn
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_cannot_start_says_why_at_once() {
-    let Some(machine) = machine() else {
-        eprintln!("skipped: {IMAGE} names no directory with kernel, initramfs and rootfs");
-        return;
-    };
+    let Some(machine) = machine() else { return };
     let engine = Qemu::new(PROGRAM, Accel::Tcg);
     let garbage = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(garbage.path(), [0x5a; 100_000]).unwrap();
@@ -85,10 +67,7 @@ async fn a_machine_that_cannot_start_says_why_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panicking_guest_is_told_from_a_polite_one() {
-    let Some(mut machine) = machine() else {
-        eprintln!("skipped: {IMAGE} names no directory with kernel, initramfs and rootfs");
-        return;
-    };
+    let Some(mut machine) = machine() else { return };
     machine.cmdline = "rdinit=/no/such/program".to_owned();
     let dir = tempfile::tempdir().unwrap();
     let engine = Qemu::new(PROGRAM, Accel::Tcg);

@@ -80,14 +80,8 @@ impl Vm for QemuVm {
 
     async fn save(&self, spec: SaveSpec) -> Result<SaveReport, Error> {
         let inner = Arc::clone(&self.0);
-        // In a task of its own: a caller who goes away must not leave the guest standing still.
-        let saved = tokio::spawn(async move { inner.save(spec).await });
-        saved.await.unwrap_or_else(|error| {
-            Err(Error::Control {
-                step: "save",
-                detail: error.to_string(),
-            })
-        })
+        // Or the guest would be left standing still.
+        blocking::to_its_end("save", inner.save(spec)).await
     }
 
     async fn dial(&self) -> Result<Box<dyn GuestStream>, Error> {

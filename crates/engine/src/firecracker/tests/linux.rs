@@ -1,16 +1,13 @@
 //! The engine with stock Linux guests, where the CPU can run them: natively on a machine with vmx or svm, else in the
 //! lab.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::contract::{World, check};
-use crate::{Exit, Lifetime};
+use crate::{Exit, Lifetime, test_image};
 
-/// A directory that holds `kernel`, `initramfs` and `rootfs`.
-const IMAGE: &str = "FORKD_TEST_IMAGE_DIR";
 /// In the lab every guest is emulated twice over.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -23,19 +20,7 @@ fn machine() -> Option<MachineSpec> {
         eprintln!("skipped: no /dev/kvm with vmx or svm behind it; `make lab` runs this");
         return None;
     }
-    let Some(dir) = std::env::var_os(IMAGE).map(PathBuf::from) else {
-        eprintln!("skipped: {IMAGE} names no directory with kernel, initramfs and rootfs");
-        return None;
-    };
-    Some(MachineSpec {
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: dir.join("kernel"),
-        initramfs: dir.join("initramfs"),
-        rootfs: dir.join("rootfs"),
-        cmdline: String::new(),
-        network: true,
-    })
+    test_image::machine(256, true)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,6 @@
 //! The engine with stock Linux guests, where the CPU can run them: natively on a machine with vmx or svm,
 //! else in the lab.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +11,9 @@ use crate::contract::{World, check};
 use crate::kvm::{Kvm, program};
 use crate::{
     BootSpec, Engine, Error, Exit, ForkSpec, Lifetime, MachineSpec, SaveMemory, SaveSpec,
-    SnapshotFiles, TemplateSpec, Vm,
+    SnapshotFiles, TemplateSpec, Vm, test_image,
 };
 
-/// A directory that holds `kernel`, `initramfs` and `rootfs`.
-const IMAGE: &str = "FORKD_TEST_IMAGE_DIR";
 /// In the lab every guest is emulated twice over.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -41,19 +38,7 @@ fn startable() -> Option<MachineSpec> {
         eprintln!("skipped: {error} (build it with `cargo build -p forkd-vmm`)");
         return None;
     }
-    let Some(dir) = std::env::var_os(IMAGE).map(PathBuf::from) else {
-        eprintln!("skipped: {IMAGE} names no directory with kernel, initramfs and rootfs");
-        return None;
-    };
-    Some(MachineSpec {
-        vcpus: 1,
-        memory_mib: 256,
-        kernel: dir.join("kernel"),
-        initramfs: dir.join("initramfs"),
-        rootfs: dir.join("rootfs"),
-        cmdline: String::new(),
-        network: false,
-    })
+    test_image::machine(256, false)
 }
 
 #[tokio::test(flavor = "multi_thread")]

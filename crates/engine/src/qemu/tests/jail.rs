@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{IMAGE, PATIENCE, machine};
+use super::{PATIENCE, machine};
 use crate::contract::World;
 use crate::qemu::{Accel, PROGRAM, Qemu};
 use crate::{Enforcement, Engine, SlotHandles, Template, Vm};
@@ -131,8 +131,11 @@ fn sealed_kib() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_in_the_jail_is_confined_and_forks_as_fast() {
-    if machine().is_none() || !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: not root, or {IMAGE} names no directory with a guest's files");
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: not root");
+        return;
+    }
+    if machine().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
