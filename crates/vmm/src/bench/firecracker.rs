@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
 
 use super::figures::private_kib;
@@ -48,8 +49,8 @@ pub(crate) enum Error {
     /// It does not open its socket.
     #[error("firecracker does not open its socket: run it by hand to see why")]
     Silent,
-    /// It ended before its guest said anything.
-    #[error("firecracker ended before its guest ran: run it by hand to see why")]
+    /// It ended before its guest said anything, or its guest says nothing.
+    #[error("nothing is heard of firecracker's guest: run it by hand to see why")]
     Mute,
     /// Its socket said no.
     #[error("firecracker refuses {path}")]
@@ -239,11 +240,17 @@ impl Machine {
 
     /// Waits for the guest's word among what the program itself says.
     fn hear(&mut self) -> Result<(), Error> {
-        let Some(output) = &mut self.child.stdout else {
-            return Ok(());
-        };
+        let output = self.child.stdout.as_mut().ok_or(Error::Mute)?;
+        let deadline = Instant::now() + PATIENCE;
         let mut heard = [0; 256];
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).expect("it is less than PATIENCE");
+            let mut waiting = [PollFd::new(output, PollFlags::IN)];
+            let ready = rustix::event::poll(&mut waiting, Some(&left));
+            if ready.map_err(|e| system("hear the guest")(e.into()))? == 0 {
+                return Err(Error::Mute);
+            }
             match output.read(&mut heard).map_err(system("hear the guest"))? {
                 0 => return Err(Error::Mute),
                 len if heard[..len].contains(&kernel::WORD) => return Ok(()),

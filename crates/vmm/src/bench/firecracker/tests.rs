@@ -104,3 +104,20 @@ fn the_program_itself_restores_its_guest() {
     let (took, kib) = firecracker.restore(2).unwrap();
     assert!(took > 0.0 && kib.iter().all(|kib| *kib > 0.0));
 }
+
+#[test]
+fn a_guests_word_is_heard_among_others_and_its_absence_told() {
+    let saying = |script: &str| Machine {
+        child: Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+        socket: PathBuf::from("/no/such/socket"),
+    };
+    saying("echo started; printf '\\006'; exec sleep 60")
+        .hear()
+        .unwrap();
+    let mute = saying("echo started").hear();
+    assert!(matches!(mute, Err(Error::Mute)), "{mute:?}");
+}
