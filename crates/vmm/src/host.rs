@@ -1,8 +1,6 @@
 //! What this process knows about KVM on this host. Learned once; forks inherit it.
 
-use std::collections::HashMap;
-
-use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
 use crate::kvm::{self, Error, failed};
@@ -22,6 +20,8 @@ pub struct Host {
     pub facts: HostFacts,
     /// The MSRs that are read out of a vCPU.
     pub msrs: Vec<u32>,
+    /// Whether the kernel takes a young time-stamp counter that it is given for another's.
+    pub confuses_young_counters: bool,
 }
 
 impl Host {
@@ -32,12 +32,14 @@ impl Host {
         let shown = shown(&kvm, &supported)?;
         let facts = compat::host_facts(&supported);
         let msrs = msrs::indices(&kvm)?;
+        let confuses_young_counters = confuses_young_counters(&facts.kernel);
         Ok(Host {
             kvm,
             supported,
             shown,
             facts,
             msrs,
+            confuses_young_counters,
         })
     }
 
@@ -60,31 +62,21 @@ fn shown(kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entr
     Ok(shown.map_err(failed("read the CPUID"))?.as_slice().to_vec())
 }
 
-/// What MSRs hold in a vCPU that has been given its CPUID and nothing else.
-#[derive(Debug, Clone, Default)]
-pub struct MsrDefaults(HashMap<u32, u64>);
-
-impl MsrDefaults {
-    /// Reads them from a fresh vCPU.
-    pub fn read(fresh: &kvm_ioctls::VcpuFd, indices: &[u32]) -> Result<MsrDefaults, Error> {
-        let entries = crate::state::read_msrs(fresh, indices)?;
-        Ok(MsrDefaults(
-            entries.iter().map(|msr| (msr.index, msr.data)).collect(),
-        ))
-    }
-
-    /// The MSRs that a fork has to write: a few instead of a hundred. Order is kept.
-    pub fn changed(&self, entries: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
-        let changed = |msr: &&kvm_msr_entry| {
-            msrs::moves(msr.index) || self.0.get(&msr.index).is_none_or(|data| *data != msr.data)
-        };
-        entries.iter().filter(changed).copied().collect()
-    }
-}
-
 /// The frequency of the host's time-stamp counter as a vCPU sees it.
 pub fn tsc_khz(fd: &kvm_ioctls::VcpuFd) -> Result<u32, Error> {
     fd.get_tsc_khz().map_err(failed("read the TSC frequency"))
+}
+
+/// Kernels before 6.7 ("Don't sync user-written TSC against startup values") take a
+/// counter within a second of what a new VM's would show for an attempt to synchronise with it. So may one
+/// whose release says nothing.
+fn confuses_young_counters(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+    match (next(), next()) {
+        (Some(major), Some(minor)) => (major, minor) < (6, 7),
+        _ => true,
+    }
 }
 
 /// Whether the CPU shows vmx or svm. Without them /dev/kvm is a paravirtual one, in which stock
@@ -100,4 +92,26 @@ pub fn hardware_virtualization() -> bool {
     flags
         .split_whitespace()
         .any(|flag| matches!(flag, "vmx" | "svm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_old_kernels_confuse_young_counters() {
+        for old in [
+            "5.10.0-28-amd64",
+            "6.1.0-13-amd64",
+            "6.6.58",
+            "",
+            "linux",
+            "7",
+        ] {
+            assert!(confuses_young_counters(old), "{old:?}");
+        }
+        for new in ["6.7.0", "6.18.44-x", "6.12-rc1", "7.0.0", "10.1.2"] {
+            assert!(!confuses_young_counters(new), "{new:?}");
+        }
+    }
 }

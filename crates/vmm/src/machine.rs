@@ -15,10 +15,12 @@ use forkd_wire::vmm::Stages;
 use kvm_ioctls::VmFd;
 
 use crate::exit::ExitEvent;
-use crate::host::{Host, MsrDefaults, tsc_khz};
+use crate::host::{Host, tsc_khz};
 use crate::kvm::{self, failed};
 use crate::memory::Memory;
-use crate::state::{MachineDescription, MachineState, Prepared, Tsc, VcpuState, VmState, compat};
+use crate::state::{
+    MachineDescription, MachineState, NewVcpu, Prepared, Tsc, VcpuState, VmState, compat,
+};
 use crate::vcpu::{Gate, Shared, Threads, Vcpu};
 use devices::{Devices, Resources};
 
@@ -58,7 +60,7 @@ pub struct Frozen {
     description: MachineDescription,
     vm: VmState,
     vcpus: Vec<Prepared>,
-    defaults: Arc<MsrDefaults>,
+    new_vcpu: Arc<NewVcpu>,
 }
 
 impl Frozen {
@@ -78,19 +80,16 @@ impl Frozen {
         kvm::add_memory(&vm, memory)?;
         kvm::add_irqchip(&vm)?;
         state.vm.restore_irqchip(&vm)?;
-        let mut defaults = Arc::default();
+        let mut new_vcpu = Arc::default();
         let mut vcpus = Vec::with_capacity(state.vcpus.len());
-        for (number, vcpu) in (0..).zip(state.vcpus) {
-            let fd = vm.create_vcpu(number).map_err(failed("create a vCPU"))?;
+        for (number, vcpu) in state.vcpus.into_iter().enumerate() {
+            let fd = create_vcpu(&vm, number)?;
             let native = tsc_khz(&fd)? == vcpu.tsc_khz;
             let tsc = if native { Tsc::Native } else { Tsc::Scaled };
             if number == 0 {
-                vcpu.clone()
-                    .prepare(&MsrDefaults::default(), tsc)?
-                    .set_cpuid(&fd)?;
-                defaults = Arc::new(MsrDefaults::read(&fd, &host.msrs)?);
+                new_vcpu = Arc::new(vcpu.new_beside(&fd, &host.msrs)?);
             }
-            let prepared = vcpu.prepare(&defaults, tsc)?;
+            let prepared = vcpu.prepare(number, &new_vcpu, tsc)?;
             prepared.restore(&fd)?;
             vcpus.push(prepared);
         }
@@ -99,20 +98,20 @@ impl Frozen {
             description: state.description,
             vm: state.vm,
             vcpus,
-            defaults,
+            new_vcpu,
         })
     }
 
     /// The machine without its shared part, and that part: for [`Frozen::with`].
-    pub(crate) fn apart(mut self) -> (Frozen, Result<MsrDefaults, Arc<MsrDefaults>>) {
-        let defaults = Arc::try_unwrap(std::mem::take(&mut self.defaults));
-        (self, defaults)
+    pub(crate) fn apart(mut self) -> (Frozen, Result<NewVcpu, Arc<NewVcpu>>) {
+        let new_vcpu = Arc::try_unwrap(std::mem::take(&mut self.new_vcpu));
+        (self, new_vcpu)
     }
 
     /// The machine with a shared part put back.
-    pub(crate) fn with(mut self, defaults: Arc<MsrDefaults>) -> Frozen {
+    pub(crate) fn with(mut self, new_vcpu: Arc<NewVcpu>) -> Frozen {
         // The empty part that stood in is not freed: its place would be taken by forks.
-        std::mem::forget(std::mem::replace(&mut self.defaults, defaults));
+        std::mem::forget(std::mem::replace(&mut self.new_vcpu, new_vcpu));
         self
     }
 
@@ -146,7 +145,7 @@ pub struct Machine {
     exit: ExitEvent,
     memory: Arc<Memory>,
     host: Arc<Host>,
-    defaults: Arc<MsrDefaults>,
+    new_vcpu: Arc<NewVcpu>,
 }
 
 /// Measures stages: each call returns the nanoseconds since the one before.
@@ -180,7 +179,9 @@ impl Machine {
     ) -> Result<Machine, Error> {
         let (vm, vcpus) = build(host, memory, frozen.vcpus.len(), watch, stages)?;
         frozen.vm.restore_irqchip(&vm)?;
-        if let (Some(first), Some(prepared)) = (vcpus.first(), frozen.vcpus.first()) {
+        if host.confuses_young_counters
+            && let (Some(first), Some(prepared)) = (vcpus.first(), frozen.vcpus.first())
+        {
             first.with_fd(|fd| prepared.break_clock_tie(fd))?;
         }
         for (vcpu, prepared) in vcpus.iter().zip(&frozen.vcpus) {
@@ -197,7 +198,7 @@ impl Machine {
             exit,
             memory: memory.clone(),
             host: host.clone(),
-            defaults: frozen.defaults.clone(),
+            new_vcpu: frozen.new_vcpu.clone(),
         })
     }
 
@@ -211,11 +212,11 @@ impl Machine {
     ) -> Result<Machine, Error> {
         let mut watch = Stopwatch::from(Instant::now());
         let (vm, vcpus) = build(host, memory, vcpu_count, &mut watch, &mut Stages::default())?;
-        let mut defaults = MsrDefaults::default();
+        let mut new_vcpu = NewVcpu::default();
         for (number, vcpu) in vcpus.iter().enumerate() {
             vcpu.with_fd(|fd| set_up(number, fd))?;
             if number == 0 {
-                defaults = vcpu.with_fd(|fd| fresh_defaults(host, fd))?;
+                new_vcpu = vcpu.with_fd(|fd| new_vcpu_beside(host, fd))?;
             }
         }
         vcpus
@@ -231,7 +232,7 @@ impl Machine {
             exit,
             memory,
             host,
-            defaults: Arc::new(defaults),
+            new_vcpu: Arc::new(new_vcpu),
         })
     }
 
@@ -260,9 +261,9 @@ impl Machine {
     pub fn save(&self) -> Result<Frozen, Error> {
         let vm = VmState::capture(&self.vm)?;
         let mut vcpus = Vec::with_capacity(self.vcpus.len());
-        for vcpu in &self.vcpus {
+        for (number, vcpu) in self.vcpus.iter().enumerate() {
             let state = vcpu.with_fd(|fd| VcpuState::capture(fd, &self.host.msrs))?;
-            vcpus.push(state.prepare(&self.defaults, Tsc::Native)?);
+            vcpus.push(state.prepare(number, &self.new_vcpu, Tsc::Native)?);
         }
         let description = MachineDescription {
             memory_mib: self.memory.mib(),
@@ -273,7 +274,7 @@ impl Machine {
             description,
             vm,
             vcpus,
-            defaults: self.defaults.clone(),
+            new_vcpu: self.new_vcpu.clone(),
         })
     }
 
@@ -317,12 +318,7 @@ fn build(
     stages.memory_ns = watch.lap();
     kvm::add_irqchip(&vm)?;
     stages.irqchip_ns = watch.lap();
-    let create = |number| {
-        let fd = vm
-            .create_vcpu(number as u64)
-            .map_err(failed("create a vCPU"))?;
-        Ok(Arc::new(Vcpu::new(fd)))
-    };
+    let create = |number| Ok(Arc::new(Vcpu::new(create_vcpu(&vm, number)?)));
     let vcpus: Result<Vec<_>, kvm::Error> = (0..vcpus).map(create).collect();
     stages.vcpu_ns = watch.lap();
     Ok((Arc::new(vm), vcpus?))
@@ -335,16 +331,21 @@ fn enter_in_map(fd: &kvm_ioctls::VcpuFd) -> Result<(), kvm::Error> {
     fd.set_lapic(&lapic).map_err(failed("set the local APIC"))
 }
 
-/// The MSR defaults of a machine that is booted here: those of a VM with the same CPUID beside it,
-/// because the vCPU itself has been set up already.
-fn fresh_defaults(host: &Host, fd: &kvm_ioctls::VcpuFd) -> Result<MsrDefaults, kvm::Error> {
+fn create_vcpu(vm: &VmFd, number: usize) -> Result<kvm_ioctls::VcpuFd, kvm::Error> {
+    vm.create_vcpu(number as u64)
+        .map_err(failed("create a vCPU"))
+}
+
+/// What a new vCPU of a machine that is booted here holds: one of a VM with the same CPUID beside it,
+/// because the machine's own have been set up already.
+fn new_vcpu_beside(host: &Host, fd: &kvm_ioctls::VcpuFd) -> Result<NewVcpu, kvm::Error> {
     let cpuid = fd.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
     let cpuid = cpuid.map_err(failed("read the CPUID"))?;
     let vm = kvm::create_vm(&host.kvm)?;
     kvm::add_irqchip(&vm)?;
-    let scratch = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
+    let scratch = create_vcpu(&vm, 0)?;
     scratch
         .set_cpuid2(&cpuid)
         .map_err(failed("set the CPUID"))?;
-    MsrDefaults::read(&scratch, &host.msrs)
+    NewVcpu::read(&scratch, &host.msrs)
 }

@@ -8,10 +8,11 @@ pub mod compat;
 mod fields;
 pub mod file;
 pub mod msrs;
+mod new;
 mod vcpu;
 mod vm;
 
-pub(crate) use vcpu::read_msrs;
+pub use new::NewVcpu;
 pub use vcpu::{Prepared, Tsc};
 
 use std::collections::BTreeMap;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::{VcpuState, msrs};
-use crate::host::MsrDefaults;
+use super::new::Missing;
+use super::{NewVcpu, VcpuState, msrs};
 use crate::kvm::{Error, failed};
 use crate::vcpu::set_xsave;
 
@@ -55,18 +55,30 @@ impl VcpuState {
         })
     }
 
-    /// Makes a state ready to be put into many vCPUs: lists in the kernel's form, only the MSRs that a
-    /// new vCPU does not hold anyway.
-    pub fn prepare(self, defaults: &MsrDefaults, tsc: Tsc) -> Result<Prepared, Error> {
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| too_long("set the CPUID"))?;
-        let lists = defaults.changed(&self.msrs);
-        let msrs: Result<_, _> = lists.chunks(MSRS_PER_CALL).map(msr_list).collect();
+    /// Makes a state ready to be put into many vCPUs `number`: lists in the kernel's form, only what a
+    /// `new` vCPU does not hold anyway.
+    pub fn prepare(self, number: usize, new: &NewVcpu, tsc: Tsc) -> Result<Prepared, Error> {
+        let cpuid = self.cpuid_list()?;
+        let missing = new.missing(&self, number);
+        let msrs = new.missing_msrs(&self);
+        let msrs: Result<_, _> = msrs.chunks(MSRS_PER_CALL).map(msr_list).collect();
         Ok(Prepared {
             cpuid,
             msrs: msrs?,
+            missing,
             tsc,
             state: self,
         })
+    }
+
+    /// What a new vCPU holds that has this one's CPUID. `first` is the first of a VM, and has nothing yet.
+    pub fn new_beside(&self, first: &VcpuFd, indices: &[u32]) -> Result<NewVcpu, Error> {
+        set_cpuid(first, &self.cpuid_list()?)?;
+        NewVcpu::read(first, indices)
+    }
+
+    fn cpuid_list(&self) -> Result<CpuId, Error> {
+        CpuId::from_entries(&self.cpuid).map_err(|_| too_long("set the CPUID"))
     }
 }
 
@@ -86,6 +98,7 @@ pub struct Prepared {
     pub state: VcpuState,
     cpuid: CpuId,
     msrs: Vec<Msrs>,
+    missing: Missing,
     tsc: Tsc,
 }
 
@@ -97,33 +110,49 @@ impl Prepared {
     /// may drop what is pending.
     pub fn restore(&self, fd: &VcpuFd) -> Result<(), Error> {
         let state = &self.state;
-        self.set_cpuid(fd)?;
+        set_cpuid(fd, &self.cpuid)?;
         if self.tsc == Tsc::Scaled {
             fd.set_tsc_khz(state.tsc_khz)
                 .map_err(failed("scale the TSC to the machine's"))?;
         }
-        fd.set_mp_state(state.mp_state)
-            .map_err(failed("restore the MP state"))?;
+        if self.missing.mp_state {
+            fd.set_mp_state(state.mp_state)
+                .map_err(failed("restore the MP state"))?;
+        }
         fd.set_sregs(&state.sregs)
             .map_err(failed("restore the segment registers"))?;
         fd.set_regs(&state.regs)
             .map_err(failed("restore the registers"))?;
-        set_xsave(fd, &state.xsave)?;
-        fd.set_xcrs(&state.xcrs)
-            .map_err(failed("restore the extended control registers"))?;
-        fd.set_debug_regs(&state.debugregs)
-            .map_err(failed("restore the debug registers"))?;
+        self.restore_vectors(fd)?;
+        if self.missing.debugregs {
+            fd.set_debug_regs(&state.debugregs)
+                .map_err(failed("restore the debug registers"))?;
+        }
         fd.set_lapic(&state.lapic)
             .map_err(failed("restore the local APIC"))?;
         self.msrs.iter().try_for_each(|list| write_msrs(fd, list))?;
-        fd.set_vcpu_events(&state.events)
-            .map_err(failed("restore pending events"))
+        if self.missing.events {
+            fd.set_vcpu_events(&state.events)
+                .map_err(failed("restore pending events"))?;
+        }
+        Ok(())
     }
 
-    /// For the first vCPU of a VM, before [`Prepared::restore`]: sees to it that a young time-stamp counter
-    /// is taken as it is.
+    fn restore_vectors(&self, fd: &VcpuFd) -> Result<(), Error> {
+        if self.missing.xsave {
+            set_xsave(fd, &self.state.xsave)?;
+        }
+        if self.missing.xcrs {
+            fd.set_xcrs(&self.state.xcrs)
+                .map_err(failed("restore the extended control registers"))?;
+        }
+        Ok(())
+    }
+
+    /// For the first vCPU of a VM, before [`Prepared::restore`], where the kernel confuses young time-stamp
+    /// counters: sees to it that this one is taken as it is.
     ///
-    /// Kernels before 6.7 take a counter within a second of what a new VM's would show for an attempt to
+    /// Such kernels take a counter within a second of what a new VM's would show for an attempt to
     /// synchronise with it, and ignore the value: time would go back in a guest that was frozen in its
     /// first second. Only a value far from both breaks the tie. Later vCPUs want to be synchronised.
     pub fn break_clock_tie(&self, fd: &VcpuFd) -> Result<(), Error> {
@@ -139,15 +168,14 @@ impl Prepared {
         };
         write_msrs(fd, &msr_list(&[far])?)
     }
+}
 
-    /// Only the CPUID: what a rehearsal needs before it looks at the defaults.
-    pub fn set_cpuid(&self, fd: &VcpuFd) -> Result<(), Error> {
-        fd.set_cpuid2(&self.cpuid).map_err(failed("set the CPUID"))
-    }
+fn set_cpuid(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
+    fd.set_cpuid2(cpuid).map_err(failed("set the CPUID"))
 }
 
 /// Reads MSRs, leaving out those that this vCPU does not have.
-pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
+fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
