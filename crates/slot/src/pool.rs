@@ -374,9 +374,7 @@ impl Shared {
     }
 
     fn remove(&self, indices: &[u32]) {
-        for (slot, e) in sweep::clear(&self.config.registry, indices) {
-            warn!(slot, error = chain(&e), "a network slot may have leaked");
-        }
+        sweep::log(sweep::clear(&self.config.registry, indices));
     }
 
     /// Waits for something to do; `None` when the pool closes.

@@ -214,11 +214,7 @@ fn undo(registry: &Registry, made: &[u32]) {
             Ok(sweep::clear(registry, &batch))
         };
         match undone() {
-            Ok(left) => {
-                for (slot, e) in left {
-                    warn!(slot, error = chain(&e), "a network slot may have leaked");
-                }
-            }
+            Ok(left) => sweep::log(left),
             Err(e) => warn!(error = chain(&e), "network slots may have leaked"),
         }
     }

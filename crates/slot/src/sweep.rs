@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use forkd_host::chain;
 use forkd_host::net::route::Route;
 use forkd_host::net::{netns, nft};
 use forkd_host::process;
+use tracing::warn;
 
 use crate::address::{self, FIRST_USER, MAX_SLOTS, NETNS_PREFIX};
 use crate::registry::{Registry, Standing};
@@ -48,6 +50,13 @@ pub(crate) fn clear(registry: &Registry, indices: &[u32]) -> Vec<(u32, Error)> {
         left.extend(failed.into_iter().map(|(index, e)| (index, e.into())));
     }
     left
+}
+
+/// Logs what is left: for whoever can do nothing about it.
+pub(crate) fn log(left: Vec<(u32, Error)>) {
+    for (slot, e) in left {
+        warn!(slot, error = chain(&e), "a network slot may have leaked");
+    }
 }
 
 /// The first failure, if there is one.

@@ -40,12 +40,7 @@ fn a_pool_fills_leases_refills_and_leaves_nothing() {
         pool.lease(PATIENCE).unwrap_err(),
         Error::Exhausted { max: 5 }
     );
-    // Held, so that no other namespace is taken for one of them.
-    let held: Vec<_> = leased
-        .iter()
-        .filter_map(|slot| named(slot.netns()))
-        .collect();
-    assert_eq!(held.len(), 5);
+    let held: Vec<Space> = leased.iter().map(|slot| Space::of(slot.index())).collect();
     for slot in leased {
         assert_eq!(slot.netns(), address::netns(slot.index()));
         pool.release(slot.index());
@@ -58,21 +53,32 @@ fn a_pool_fills_leases_refills_and_leaves_nothing() {
     assert_eq!(world.registry().ours().unwrap().len(), 3);
     pool.close();
     assert!(world.registry().ours().unwrap().is_empty());
-    // Another node of this machine may have taken the number since.
-    for (_, before) in &held {
-        let now: Vec<_> = indices
-            .iter()
-            .filter_map(|index| named(&address::netns(*index)))
-            .collect();
-        assert!(now.iter().all(|(_, other)| other != before));
-    }
+    assert!(!held.iter().any(Space::is_there));
 }
 
-/// The namespace of this name, and what tells it from all others that are there at the same time.
-fn named(name: &str) -> Option<(netns::Netns, u64)> {
-    let netns = netns::Netns::open(name).unwrap()?;
-    let file = std::fs::File::from(netns.as_fd().try_clone_to_owned().unwrap());
-    Some((netns, file.metadata().unwrap().ino()))
+/// The namespace that a slot had, told from one of the same name that another node of this machine made since.
+struct Space {
+    index: u32,
+    /// Held, so that its number is no other's.
+    namespace: netns::Netns,
+}
+
+impl Space {
+    fn of(index: u32) -> Space {
+        let namespace = netns::Netns::open(&address::netns(index)).unwrap();
+        let namespace = namespace.expect("a slot has a namespace");
+        Space { index, namespace }
+    }
+
+    fn number(namespace: &netns::Netns) -> u64 {
+        let file = std::fs::File::from(namespace.as_fd().try_clone_to_owned().unwrap());
+        file.metadata().unwrap().ino()
+    }
+
+    fn is_there(&self) -> bool {
+        let now = netns::Netns::open(&address::netns(self.index)).unwrap();
+        now.is_some_and(|now| Space::number(&now) == Space::number(&self.namespace))
+    }
 }
 
 #[test]
@@ -307,33 +313,31 @@ fn slots_of_nodes_that_are_gone_are_swept_unless_they_are_used() {
     let (ended, mut theirs) = start(&gone);
     let (paused, others) = start(&stopped);
     let (_runs, kept) = start(&running);
-    let numbers = |slots: &[slot::Slot]| slots.iter().map(slot::Slot::index).collect::<Vec<_>>();
+    let spaces = |slots: &[slot::Slot]| -> Vec<Space> {
+        slots.iter().map(|slot| Space::of(slot.index())).collect()
+    };
     let used = theirs.pop().unwrap();
+    let used_space = Space::of(used.index());
     // A daemon that was killed: its files are closed, nothing is removed. The VM of one slot goes on.
-    let unused = numbers(&theirs);
-    let (stays, rests) = (numbers(&others), numbers(&kept));
+    let unused = spaces(&theirs);
+    let (stays, rests) = (spaces(&others), spaces(&kept));
     drop((ended, theirs, paused, others));
     drop(kept);
     for world in [&gone, &running] {
         std::fs::remove_file(world.state()).unwrap();
     }
-    let there = |index: &u32| {
-        netns::Netns::open(&address::netns(*index))
-            .unwrap()
-            .is_some()
-    };
 
     let _next = one.pool(0, 20, &[]);
+    let there = Space::is_there;
     assert!(!unused.iter().any(there), "of a node that is gone");
-    assert!(there(&used.index()), "a process uses it");
+    assert!(used_space.is_there(), "a process uses it");
     assert!(stays.iter().all(there), "its node will come back");
     assert!(rests.iter().all(there), "its node runs");
     assert_eq!(gone.registry().ours().unwrap(), [used.index()]);
 
-    let index = used.index();
     drop(used);
     sweep::gone(&one.registry()).unwrap();
-    assert!(!there(&index));
+    assert!(!used_space.is_there());
     assert!(stays.iter().chain(&rests).all(there));
 }
 
