@@ -111,13 +111,13 @@ impl Engine for Fake {
         Ok(BTreeMap::from([("fake".to_owned(), "1".to_owned())]))
     }
 
-    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
-        let here = self.compatibility().await?;
-        if *recorded == here {
-            return Ok(());
-        }
-        let difference = format!("it was made with {recorded:?}, here is {here:?}");
-        Err(Error::Incompatible { difference })
+    fn difference(
+        &self,
+        recorded: &BTreeMap<String, String>,
+        here: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        let differ = || format!("it was made with {recorded:?}, here is {here:?}");
+        (recorded != here).then(differ)
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {

@@ -134,12 +134,12 @@ impl Engine for Firecracker {
         Ok(blocking::run(move || facts::collect(about)).await)
     }
 
-    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
-        let here = self.compatibility().await?;
-        match facts::difference(recorded, &here) {
-            Some(difference) => Err(Error::Incompatible { difference }),
-            None => Ok(()),
-        }
+    fn difference(
+        &self,
+        recorded: &BTreeMap<String, String>,
+        here: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        facts::difference(recorded, here)
     }
 
     async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {

@@ -132,11 +132,12 @@ impl Engine for Kvm {
         self.facts().await.cloned()
     }
 
-    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
-        match facts::difference(recorded, self.facts().await?) {
-            Some(difference) => Err(Error::Incompatible { difference }),
-            None => Ok(()),
-        }
+    fn difference(
+        &self,
+        recorded: &BTreeMap<String, String>,
+        here: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        facts::difference(recorded, here)
     }
 
     async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {

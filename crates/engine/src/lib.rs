@@ -283,8 +283,21 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// template is refused where they differ in a way the engine cannot bridge.
     async fn compatibility(&self) -> Result<BTreeMap<String, String>, Error>;
 
+    /// What of the facts that were recorded cannot be bridged `here`, for the user.
+    fn difference(
+        &self,
+        recorded: &BTreeMap<String, String>,
+        here: &BTreeMap<String, String>,
+    ) -> Option<String>;
+
     /// Checks recorded facts against this host.
-    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error>;
+    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
+        let here = self.compatibility().await?;
+        match self.difference(recorded, &here) {
+            Some(difference) => Err(Error::Incompatible { difference }),
+            None => Ok(()),
+        }
+    }
 
     /// The layers of isolation that VMs of this engine are put into, each with whether this host can
     /// enforce it. Limits and networks are the slots', and not told here.

@@ -194,12 +194,12 @@ impl Engine for Qemu {
         Ok(blocking::run(move || facts::collect(version, accel, tsc_khz)).await)
     }
 
-    async fn check_compatibility(&self, recorded: &BTreeMap<String, String>) -> Result<(), Error> {
-        let here = self.compatibility().await?;
-        match facts::difference(recorded, &here) {
-            Some(difference) => Err(Error::Incompatible { difference }),
-            None => Ok(()),
-        }
+    fn difference(
+        &self,
+        recorded: &BTreeMap<String, String>,
+        here: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        facts::difference(recorded, here)
     }
 
     async fn enforcement(&self) -> Vec<(&'static str, Enforcement)> {

@@ -78,8 +78,12 @@ impl Engine for Host {
         Ok(BTreeMap::new())
     }
 
-    async fn check_compatibility(&self, _: &BTreeMap<String, String>) -> Result<(), Error> {
-        Ok(())
+    fn difference(
+        &self,
+        _: &BTreeMap<String, String>,
+        _: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        None
     }
 
     async fn boot(&self, spec: BootSpec) -> Result<Arc<dyn Vm>, Error> {
