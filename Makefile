@@ -20,11 +20,13 @@ DEPS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.erofs:erof
 STATIC := RUSTFLAGS='-C target-feature=+crt-static' \
           cargo build --target $(GUEST_TRIPLE) --target-dir $(TARGET)/static
 
-# What the tests that boot guests find: an image store, and its image as a directory of plain files.
+# What the tests that boot guests find: an image store, its image as a directory of plain files, and the monitor as it is
+# shipped, which is linked otherwise than what is built for tests.
 DATA := $(abspath $(TARGET))/test-data
 TEST_ENV := FORKD_AGENT=$(abspath $(AGENT)) FORKD_TEST_AGENT=$(abspath $(AGENT)) \
             FORKD_TEST_IMAGES=$(DATA)/images FORKD_TEST_GUEST=$(DATA)/guest \
-            FORKD_TEST_IMAGE_DIR=$(DATA)/guest
+            FORKD_TEST_IMAGE_DIR=$(DATA)/guest \
+            FORKD_VMM=$(abspath $(TARGET))/release/forkd-vmm
 
 # The built-in monitor is chosen where the CPU can run guests with it.
 MONITOR := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && echo monitor)
@@ -43,7 +45,9 @@ demo: need-root need-cargo deps agent $(MONITOR) ## Install what is missing, bui
 	@cargo build --release -p forkd-cli
 	@$(TARGET)/release/forkd quickstart -n 10
 
-test: need-root need-cargo deps check test-image test-run ## Format, lints and all tests, real guests included
+test: need-root need-cargo deps agent ## Format, lints and all tests, real guests included
+	@$(MAKE) --no-print-directory -j 3 --output-sync=target check test-image monitor
+	@$(MAKE) --no-print-directory test-run
 
 test-image: agent
 	@cargo build -q -p forkd-cli
@@ -135,25 +139,24 @@ bench: need-root need-cargo deps build ## Measure on this machine; also writes t
 	@$(TARGET)/release/forkd quickstart -n 1 >/dev/null
 	@$(TARGET)/release/forkd bench --tag quickstart --n 20 --html $(TARGET)/bench.html
 
-bench-api: need-root need-cargo deps test-image ## Measure the HTTP interface, and where a fork of ten takes its time
+bench-api: need-root need-cargo deps test-image monitor ## Measure the HTTP interface, and where a fork of ten takes its time
 	@cargo bench -q -p forkd-daemon
 	@env $(TEST_ENV) cargo bench -q -p forkd-daemon -- qemu
 
 bench-isolation: need-root need-cargo deps monitor ## Measure what a network, a control group and the jail cost a fork
-	@env FORKD_VMM=$(abspath $(TARGET))/release/forkd-vmm \
-	    cargo test -q --release -p forkd-engine --lib -- --ignored what_isolation_costs --nocapture
+	@env $(TEST_ENV) cargo test -q --release -p forkd-engine --lib -- --ignored what_isolation_costs --nocapture
 
 conformance: need-cargo ## Send the interface what its description allows and forbids (schemathesis, from PyPI)
 	@cargo test -q -p forkd-daemon --test it -- conformance --nocapture
 
-soak: need-root need-cargo deps test-image ## Kill the daemon during a hundred fan-outs of real guests
+soak: need-root need-cargo deps test-image monitor ## Kill the daemon during a hundred fan-outs of real guests
 	@env $(TEST_ENV) FORKD_SOAK_ROUNDS=100 cargo test -q -p forkd-daemon --test it -- killed_during --nocapture
 
 image-test: need-root need-cargo deps build ## Build the container image without a registry, and fork in it as a Pod does
 	@command -v buildah >/dev/null || apt-get install -y -q --no-install-recommends buildah
 	@packaging/docker/test.sh $(TARGET)/release $(AGENT)
 
-lab: need-root need-cargo deps test-image ## Run the kvm engine with Linux guests in an emulated node
+lab: need-root need-cargo deps test-image monitor ## Run the kvm engine with Linux guests in an emulated node
 	@env $(TEST_ENV) cargo run -q -p xtask -- lab --data $(DATA)
 
 check: fmt clippy ## Format and lints

@@ -25,6 +25,7 @@ pub mod kvm;
 pub mod layers;
 pub mod machine;
 pub mod memory;
+pub mod random;
 pub mod role;
 pub mod sandbox;
 pub mod seccomp;

@@ -137,7 +137,11 @@ fn programs(args: &Args, tree: &Path) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    // As it is shipped, which is linked otherwise than what is built here.
+    match std::env::var_os("FORKD_VMM").map(PathBuf::from) {
+        Some(monitor) => copy(&monitor, &tree.join("bin/forkd-vmm")),
+        None => Ok(()),
+    }
 }
 
 fn tests(args: &Args, tree: &Path) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use crate::boot::layout;
 use crate::bus::IrqLine;
+use crate::random;
 
 /// Bytes of an identifier.
 pub const LEN: usize = 16;
@@ -69,7 +70,7 @@ impl Generation {
 
     fn replace(&mut self) -> Result<(), Error> {
         let mut fresh = [0; LEN];
-        getrandom::fill(&mut fresh).map_err(|error| Error::Random(error.into()))?;
+        random::fill(&mut fresh).map_err(Error::Random)?;
         self.memory
             .write_slice(&fresh, GuestAddress(layout::GENERATION.base))
             .map_err(Error::Memory)?;

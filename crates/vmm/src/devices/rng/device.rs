@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use crate::random;
 use crate::virtio::{Chain, Device, Queues, kind};
 
 /// Most bytes given for one request; a guest that wants more asks again.
@@ -21,7 +22,7 @@ impl Rng {
         let mut bytes = [0; REQUEST_MAX];
         let bytes = &mut bytes[..buffers.available_bytes().min(REQUEST_MAX)];
         // An answer of zero bytes makes the guest ask again; weak bytes would be used.
-        if getrandom::fill(bytes).is_err() || buffers.write_all(bytes).is_err() {
+        if random::fill(bytes).is_err() || buffers.write_all(bytes).is_err() {
             return 0;
         }
         u32::try_from(bytes.len()).unwrap_or(0)
