@@ -46,7 +46,7 @@ demo: need-root need-cargo deps agent $(MONITOR) ## Install what is missing, bui
 	@$(TARGET)/release/forkd quickstart -n 10
 
 test: need-root need-cargo deps agent ## Format, lints and all tests, real guests included
-	@$(MAKE) --no-print-directory -j 3 --output-sync=target check test-image monitor
+	@$(MAKE) --no-print-directory -j 3 --output-sync=line check test-image monitor
 	@$(MAKE) --no-print-directory test-run
 
 test-image: agent
