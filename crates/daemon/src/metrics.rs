@@ -182,6 +182,11 @@ impl Metrics {
         }
     }
 
+    /// How many sandboxes were made since the daemon began.
+    pub(crate) fn made(&self) -> u64 {
+        self.forks.with_label_values(&["ok"]).get()
+    }
+
     /// A snapshot was made.
     pub(crate) fn snapshot(&self, stages: &SnapshotStages) {
         for (stage, took) in [

@@ -21,6 +21,7 @@ use crate::tls::{self, Tls};
 use crate::{engine, http};
 
 mod connections;
+mod memory;
 mod reload;
 
 /// Why the daemon does not run.
@@ -173,8 +174,10 @@ pub async fn serve_with(config: Config, engine: Arc<dyn Engine>) -> Result<(), E
     };
     tracing::info!(%addr, tls = tls.is_some(), engine = node.engine(), "serving");
     let watch = tokio::spawn(watch.run(app.clone(), tls));
+    let memory = tokio::spawn(memory::run(app));
     connections::serve(listener, serving, signals, config.drain).await;
     watch.abort();
+    memory.abort();
     close(&node, config.on_exit).await;
     Ok(())
 }

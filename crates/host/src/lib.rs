@@ -7,6 +7,7 @@ pub mod block;
 pub mod cgroup;
 pub mod facts;
 pub mod file;
+pub mod memory;
 pub mod net;
 pub mod orphans;
 pub mod process;

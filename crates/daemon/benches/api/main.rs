@@ -13,8 +13,12 @@ mod figures;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use daemon::Daemon;
+
+/// After this long without work the daemon has given unused memory back.
+const CALM: Duration = Duration::from_secs(12);
 
 fn main() -> io::Result<()> {
     // Cargo adds flags of its own, such as --bench.
@@ -77,6 +81,9 @@ fn over_the_fake() -> io::Result<()> {
     );
     let after = daemon.resident_kib()?;
     println!("| resident after all this | {} | | |", mib(after));
+    std::thread::sleep(CALM);
+    let calm = daemon.resident_kib()?;
+    println!("| and when it has been given back | {} | | |", mib(calm));
     Ok(())
 }
 
