@@ -343,9 +343,5 @@ fn new_vcpu_beside(host: &Host, fd: &kvm_ioctls::VcpuFd) -> Result<NewVcpu, kvm:
     let cpuid = cpuid.map_err(failed("read the CPUID"))?;
     let vm = kvm::create_vm(&host.kvm)?;
     kvm::add_irqchip(&vm)?;
-    let scratch = create_vcpu(&vm, 0)?;
-    scratch
-        .set_cpuid2(&cpuid)
-        .map_err(failed("set the CPUID"))?;
-    NewVcpu::read(&scratch, &host.msrs)
+    NewVcpu::with(&cpuid, &create_vcpu(&vm, 0)?, &host.msrs)
 }

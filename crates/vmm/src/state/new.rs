@@ -1,9 +1,10 @@
 //! What a new vCPU holds by itself, so that a fork need not write it: each call that is left out is one
 //! entry into the kernel's vCPU less, which a paravirtual KVM makes expensive.
 
-use kvm_bindings::kvm_msr_entry;
+use kvm_bindings::{CpuId, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
+use super::vcpu::set_cpuid;
 use super::{VcpuState, msrs};
 use crate::kvm::Error;
 
@@ -35,8 +36,10 @@ impl Missing {
 }
 
 impl NewVcpu {
-    /// Reads it. `indices` are the MSRs that are kept, ascending.
-    pub fn read(first: &VcpuFd, indices: &[u32]) -> Result<NewVcpu, Error> {
+    /// Gives the `first` vCPU of a VM, which has nothing yet, its CPUID and reads it. `indices` are the MSRs that
+    /// are kept, ascending.
+    pub fn with(cpuid: &CpuId, first: &VcpuFd, indices: &[u32]) -> Result<NewVcpu, Error> {
+        set_cpuid(first, cpuid)?;
         let state = VcpuState::capture(first, indices)?;
         Ok(NewVcpu(Some(Box::new(state))))
     }

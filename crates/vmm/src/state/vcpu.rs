@@ -73,8 +73,7 @@ impl VcpuState {
 
     /// What a new vCPU holds that has this one's CPUID. `first` is the first of a VM, and has nothing yet.
     pub fn new_beside(&self, first: &VcpuFd, indices: &[u32]) -> Result<NewVcpu, Error> {
-        set_cpuid(first, &self.cpuid_list()?)?;
-        NewVcpu::read(first, indices)
+        NewVcpu::with(&self.cpuid_list()?, first, indices)
     }
 
     fn cpuid_list(&self) -> Result<CpuId, Error> {
@@ -170,7 +169,7 @@ impl Prepared {
     }
 }
 
-fn set_cpuid(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
+pub(super) fn set_cpuid(fd: &VcpuFd, cpuid: &CpuId) -> Result<(), Error> {
     fd.set_cpuid2(cpuid).map_err(failed("set the CPUID"))
 }
 
