@@ -87,7 +87,7 @@ impl Frozen {
             let native = tsc_khz(&fd)? == vcpu.tsc_khz;
             let tsc = if native { Tsc::Native } else { Tsc::Scaled };
             if number == 0 {
-                new_vcpu = Arc::new(vcpu.new_beside(&fd, &host.msrs)?);
+                new_vcpu = Arc::new(NewVcpu::with(&vcpu.cpuid_list()?, &fd, &host.msrs)?);
             }
             let prepared = vcpu.prepare(number, &new_vcpu, tsc)?;
             prepared.restore(&fd)?;

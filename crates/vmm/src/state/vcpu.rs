@@ -71,12 +71,8 @@ impl VcpuState {
         })
     }
 
-    /// What a new vCPU holds that has this one's CPUID. `first` is the first of a VM, and has nothing yet.
-    pub fn new_beside(&self, first: &VcpuFd, indices: &[u32]) -> Result<NewVcpu, Error> {
-        NewVcpu::with(&self.cpuid_list()?, first, indices)
-    }
-
-    fn cpuid_list(&self) -> Result<CpuId, Error> {
+    /// The CPUID in the kernel's form.
+    pub fn cpuid_list(&self) -> Result<CpuId, Error> {
         CpuId::from_entries(&self.cpuid).map_err(|_| too_long("set the CPUID"))
     }
 }
